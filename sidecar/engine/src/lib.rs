@@ -1,1 +1,10 @@
-//! placeholder
+//! The mesh node as pure state machines.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number: bytes, facts and `now` come in,
+//! bytes, events and snapshots go out, and all chance comes from one seed. So the same code runs in
+//! the product, driven by `netio`, and by the thousand in the simulator.
+//!
+//! Every machine speaks the same verbs: `new`, `handle_input`, `handle_timeout`, `poll_timeout`,
+//! `poll_transmit`, `poll_event`. Machines do not call each other; [`engine`] hands values on.
+
+pub mod path;

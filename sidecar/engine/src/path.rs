@@ -1,0 +1,3 @@
+//! Paths: concrete ways to a peer.
+
+pub mod addr;

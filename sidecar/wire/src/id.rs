@@ -1,0 +1,195 @@
+//! Who is who: keys and the identifiers derived from them.
+
+use std::{fmt, str::FromStr};
+
+use data_encoding::BASE32_NOPAD;
+
+macro_rules! bytes_id {
+    ($(#[$doc:meta])* $name:ident, $len:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; $len]);
+
+        impl $name {
+            /// Takes exactly the identifier's length of bytes, or nothing.
+            pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(Self)
+            }
+
+            pub fn as_bytes(&self) -> &[u8; $len] {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&BASE32_NOPAD.encode(&self.0).to_ascii_lowercase())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                BASE32_NOPAD
+                    .decode(text.to_ascii_uppercase().as_bytes())
+                    .ok()
+                    .and_then(|bytes| Self::from_slice(&bytes))
+                    .ok_or(InvalidId { what: stringify!($name), bytes: $len })
+            }
+        }
+    };
+}
+
+bytes_id!(
+    /// Names a node for good: the first 128 bits of `BLAKE3("easynet node" ‖ S_pub)`.
+    NodeId,
+    16
+);
+bytes_id!(
+    /// Names a network: the first 128 bits of `BLAKE3("easynet net" ‖ R_pub)`.
+    NetworkId,
+    16
+);
+bytes_id!(
+    /// An Ed25519 public key: what a node, or the network's root, signs with.
+    SignKey,
+    32
+);
+bytes_id!(
+    /// An X25519 public key: a node's Noise static key.
+    DhKey,
+    32
+);
+
+impl NodeId {
+    pub fn of(sign: &SignKey) -> Self {
+        Self(derive(b"easynet node", &sign.0))
+    }
+
+    /// The 64 bits that packet headers carry.
+    pub fn short(&self) -> ShortId {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        ShortId(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    }
+}
+
+impl NetworkId {
+    pub fn of(root: &SignKey) -> Self {
+        Self(derive(b"easynet net", &root.0))
+    }
+}
+
+fn derive(label: &[u8], key: &[u8; 32]) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(label);
+    hasher.update(key);
+    let mut id = [0; 16];
+    hasher.finalize_xof().fill(&mut id);
+    id
+}
+
+/// The first 64 bits of a [`NodeId`], as packet headers carry it. Two nodes of one network with the
+/// same short id are visible in the LSDB, and the younger is refused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShortId(pub u64);
+
+impl fmt::Display for ShortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&BASE32_NOPAD.encode(&self.0.to_le_bytes()).to_ascii_lowercase())
+    }
+}
+
+impl fmt::Debug for ShortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A node's two public keys; in URLs, `?k=` is the base32 of `S_pub ‖ D_pub`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeKeys {
+    pub sign: SignKey,
+    pub dh: DhKey,
+}
+
+impl NodeKeys {
+    pub fn node(&self) -> NodeId {
+        NodeId::of(&self.sign)
+    }
+
+    pub fn to_bytes(self) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        crate::put(&mut bytes, 0, &self.sign.0);
+        crate::put(&mut bytes, 32, &self.dh.0);
+        bytes
+    }
+
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != 64 {
+            return None;
+        }
+        Some(Self { sign: SignKey(crate::array(bytes, 0)?), dh: DhKey(crate::array(bytes, 32)?) })
+    }
+}
+
+impl fmt::Display for NodeKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&BASE32_NOPAD.encode(&self.to_bytes()).to_ascii_lowercase())
+    }
+}
+
+impl fmt::Debug for NodeKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for NodeKeys {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        BASE32_NOPAD
+            .decode(text.to_ascii_uppercase().as_bytes())
+            .ok()
+            .and_then(|bytes| Self::from_slice(&bytes))
+            .ok_or(InvalidId { what: "node key", bytes: 64 })
+    }
+}
+
+/// A text that is not the base32 of an identifier or key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a {what}: expected the base32 of {bytes} bytes")]
+pub struct InvalidId {
+    what: &'static str,
+    bytes: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_named_by_the_hash_of_its_signing_key() {
+        let id = NodeId::of(&SignKey([7; 32]));
+
+        assert_eq!(id, id.to_string().parse().unwrap());
+        assert_eq!(id.short().0.to_le_bytes(), id.0[..8]);
+        assert_ne!(id.0, NetworkId::of(&SignKey([7; 32])).0);
+    }
+
+    #[test]
+    fn keys_survive_the_url_and_other_texts_are_refused() {
+        let keys = NodeKeys { sign: SignKey([1; 32]), dh: DhKey([2; 32]) };
+
+        assert_eq!(keys.to_string().parse::<NodeKeys>().unwrap(), keys);
+        assert!("abc".parse::<NodeKeys>().is_err());
+        assert!(NodeKeys::from_slice(&[0; 63]).is_none());
+    }
+}
