@@ -1,0 +1,41 @@
+# What README and CI call. Each target installs what it lacks from the package registries and says so.
+
+CARGO ?= cargo
+TOOLS := cc:gcc ip:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntrack:conntrack tc:iproute2
+
+.PHONY: demo test lint bench prepare root build build-release clean
+
+## demo: the main job on this machine, in network namespaces of its own, explained line by line
+demo: root prepare build-release
+	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/demo
+
+## test: everything there is, in about a quarter of an hour on two cores
+test: root prepare lint build
+	@echo "running the tests (pure crates, simulator, then the lab in network namespaces)"
+	$(CARGO) test --workspace --no-fail-fast -- --quiet
+
+## lint: formatting and clippy, warnings are errors
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+## bench: the targets of docs/performance.md, side by side with raw veth in one run
+bench: root prepare build-release
+	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/bench
+
+build:
+	@echo "building (the first time takes some minutes)"
+	$(CARGO) build --workspace --all-targets
+
+build-release:
+	@echo "building the release (the first time takes some minutes)"
+	$(CARGO) build --release -p sidecar -p tests --bins
+
+prepare:
+	@tests/scripts/prepare $(TOOLS)
+
+root:
+	@[ "$$(id -u)" -eq 0 ] || { echo "needs root: it makes network namespaces and TUN devices of its own. Run it with sudo." >&2; exit 1; }
+
+clean:
+	$(CARGO) clean
