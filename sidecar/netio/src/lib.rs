@@ -1,1 +1,35 @@
-//! placeholder
+//! The shell: whatever does something to the outside, and decides nothing.
+//!
+//! # Threads and tasks
+//!
+//! Everything that runs is a named member of a [`task::TaskGroup`].
+//!
+//! | Thread or task | Owns | Wakes on |
+//! |---|---|---|
+//! | control runtime, one thread | every task below | I/O, timers |
+//! | `driver` | the engine | punts, tunnel events, commands, its deadline |
+//! | `worker-{i}`, a thread each | TUN queue i, UDP sockets, an arena | readiness |
+//! | `accept {addr}` | one listening socket ([`tunnel::tcp`]) | connections |
+//! | `tunnel-{id}` | one connection; hands what it reads to its handler in batches | I/O, its queue |
+//! | `netlink` | the request socket of [`netlink`] | replies |
+//! | `netmon` | the notification socket of [`netmon`] | link, address and route changes, once a minute |
+//! | `resolve {name}` | one lookup of [`resolve`] | answers, its deadline |
+//!
+//! # Queues
+//!
+//! Bounds are bytes. A full queue drops, by a policy named here, and counts.
+//!
+//! | Queue | Bound | When full |
+//! |---|---|---|
+//! | worker → driver punts; control apart from data | 256 KiB each | drops the newest |
+//! | to a tunnel | [`tunnel::QUEUE_BOUND`] | drops the newest data; of control the oldest |
+//! | tunnel → driver events | [`tunnel::EVENT_BOUND`] | the tunnel waits |
+//! | dials, accepts without a session | [`tunnel::MAX_DIALS`], [`tunnel::MAX_STRANGERS`] | refused, counted |
+//! | lookups | [`resolve::MAX_LOOKUPS`] | waits within its own deadline |
+//! | netmon → driver, driver → workers | the latest value | latest wins |
+//!
+//! Shutdown goes: unready → stop accepting → the engine leaves → drain ≤ 1 s → close tunnels →
+//! [`netlink::Netlink::remove`] and [`nft::remove`].
+
+pub mod task;
+pub mod tunnel;
