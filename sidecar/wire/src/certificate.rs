@@ -114,3 +114,6 @@ impl Prefix {
         Some((address, u8::try_from(self.length).ok()?))
     }
 }
+
+#[cfg(test)]
+mod tests;

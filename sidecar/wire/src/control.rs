@@ -361,3 +361,6 @@ pub struct ResponsePayload {
     #[prost(uint64, tag = "10")]
     pub clock: u64,
 }
+
+#[cfg(test)]
+mod tests;

@@ -471,3 +471,6 @@ impl Versions {
         [TYPE_WHOIS, 2, lowest, highest, a, b, c, d]
     }
 }
+
+#[cfg(test)]
+mod tests;

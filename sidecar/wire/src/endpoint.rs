@@ -177,7 +177,35 @@ pub struct NatProfile {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
     use super::*;
+
+    #[test]
+    fn a_profile_has_known_bytes_and_passes_over_later_fields() {
+        let profile = NatProfile {
+            mapping: Behaviour::EndpointIndependent as i32,
+            filtering: Behaviour::AddressPortDependent as i32,
+            allocation: Allocation::Preserve as i32,
+            hairpin: Some(false),
+            lifetime_s: 30,
+            v6: V6::Filtered as i32,
+            ..NatProfile::default()
+        };
+
+        let mut bytes = profile.encode_to_vec();
+
+        assert_eq!(bytes, [0x08, 1, 0x10, 3, 0x18, 1, 0x30, 0, 0x38, 30, 0x50, 1]);
+        bytes.extend_from_slice(&[0x98, 0x06, 7]);
+        assert_eq!(NatProfile::decode(&bytes[..]), Ok(profile));
+    }
+
+    #[test]
+    fn a_behaviour_of_a_later_version_is_unknown() {
+        let profile = NatProfile::decode(&[0x08, 77][..]).unwrap();
+        assert_eq!(profile.mapping(), Behaviour::Unknown);
+    }
 
     #[test]
     fn a_candidate_is_nineteen_known_bytes() {
@@ -208,5 +236,14 @@ mod tests {
 
         bytes[0] = 0x0f;
         assert_eq!(Candidate::unpack_all(&bytes), [v6; MAX_CANDIDATES - 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics_and_what_unpacks_packs_again(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = NatProfile::decode(&bytes[..]);
+            let candidates = Candidate::unpack_all(&bytes);
+            prop_assert_eq!(Candidate::unpack_all(&Candidate::pack_all(&candidates)), candidates);
+        }
     }
 }

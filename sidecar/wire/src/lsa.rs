@@ -278,3 +278,6 @@ pub struct RevokeBody {
     #[prost(uint64, tag = "2")]
     pub below_serial: u64,
 }
+
+#[cfg(test)]
+mod tests;
