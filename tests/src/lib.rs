@@ -1,1 +1,3 @@
-//! placeholder
+//! Whatever crosses a crate boundary: the simulator, the lab, and what fuzzers call.
+
+pub mod fuzz;

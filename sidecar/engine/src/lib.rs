@@ -7,4 +7,8 @@
 //! Every machine speaks the same verbs: `new`, `handle_input`, `handle_timeout`, `poll_timeout`,
 //! `poll_transmit`, `poll_event`. Machines do not call each other; [`engine`] hands values on.
 
+#![deny(clippy::iter_over_hash_type)]
+// Tests have to take their first instant from somewhere.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 pub mod path;

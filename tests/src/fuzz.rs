@@ -1,0 +1,131 @@
+//! One entry point per parser of foreign bytes, for fuzzers and for the replay of their corpus.
+//!
+//! A target takes any bytes, must not panic, and asserts what its parser promises. The corpus lies in
+//! `tests/fuzz/corpus/<target>/`; `tests/tests/fuzz_corpus.rs` replays and mutates it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use prost::Message;
+use wire::{certificate, control, datagram::Datagram, endpoint, ip, lsa, packet::Kind, stun};
+
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    pub name: &'static str,
+    pub run: fn(&[u8]),
+}
+
+pub const TARGETS: &[Target] = &[
+    Target { name: "datagram", run: datagram },
+    Target { name: "control", run: control },
+    Target { name: "lsa", run: lsa },
+    Target { name: "certificate", run: certificate },
+    Target { name: "endpoint", run: endpoint },
+    Target { name: "ip", run: ip },
+    Target { name: "stun", run: stun },
+];
+
+fn datagram(bytes: &[u8]) {
+    match Datagram::parse(bytes) {
+        Some(Datagram::Transit(transit)) => {
+            assert!(transit.inner.len() < bytes.len(), "nesting ends");
+            datagram(transit.inner);
+        }
+        Some(Datagram::Probe(probe)) => drop(probe.observed()),
+        Some(Datagram::Stun(message)) => stun(message),
+        Some(
+            Datagram::Init(_)
+            | Datagram::Response(_)
+            | Datagram::Cookie(_)
+            | Datagram::Data(_)
+            | Datagram::Whois(_)
+            | Datagram::Versions(_),
+        )
+        | None => {}
+    }
+    if let Some(&last) = bytes.last() {
+        assert!(Kind::from_byte(last).is_none_or(|kind| kind as u8 == last));
+    }
+}
+
+fn control(bytes: &[u8]) {
+    assert_stable::<control::Control>(bytes);
+    assert_stable::<control::InitPayload>(bytes);
+    assert_stable::<control::ResponsePayload>(bytes);
+}
+
+fn lsa(bytes: &[u8]) {
+    if let Some(container) = lsa::Container::parse(bytes.to_vec().into()) {
+        assert_eq!(container.bytes(), bytes);
+        let (clear, sealed) = (container.clear(), container.sealed());
+        let mut again =
+            lsa::Container::unsigned(&container.head, clear, sealed).expect("it fitted");
+        again.extend_from_slice(&container.signature());
+        assert_eq!(again, bytes);
+    }
+    assert_stable::<lsa::NodeBody>(bytes);
+    assert_stable::<lsa::LinkBody>(bytes);
+    assert_stable::<lsa::EpochBody>(bytes);
+    assert_stable::<lsa::RevokeBody>(bytes);
+}
+
+fn certificate(bytes: &[u8]) {
+    assert_stable::<certificate::Signed>(bytes);
+    assert_stable::<certificate::Identity>(bytes);
+    assert_stable::<certificate::Attributes>(bytes);
+    if let Some((address, length)) =
+        certificate::Prefix::decode(bytes).ok().and_then(|prefix| prefix.parse())
+    {
+        assert_eq!(certificate::Prefix::new(address, length).parse(), Some((address, length)));
+    }
+}
+
+fn endpoint(bytes: &[u8]) {
+    assert_stable::<endpoint::NatProfile>(bytes);
+    let candidates = endpoint::Candidate::unpack_all(bytes);
+    assert!(candidates.len() <= endpoint::MAX_CANDIDATES);
+    let packed = endpoint::Candidate::pack_all(&candidates);
+    assert_eq!(endpoint::Candidate::unpack_all(&packed), candidates);
+}
+
+fn ip(bytes: &[u8]) {
+    let header = ip::Header::parse(bytes);
+    if let Some(header) = header {
+        assert!(header.header_len <= header.total_len && header.total_len <= bytes.len());
+        assert_eq!(ip::addresses(bytes), Some((header.src, header.dst)));
+    }
+    for ours in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        if let Some(answer) = ip::packet_too_big(bytes, 1280, ours) {
+            assert!(answer.len() <= ip::IPV6_MIN_MTU);
+            let answer = ip::Header::parse(&answer).expect("our own packet");
+            assert_eq!(Some(answer.dst), header.map(|header| header.src));
+        }
+    }
+    let mut packet = bytes.to_vec();
+    if ip::complete(&mut packet) {
+        let completed = packet.clone();
+        ip::complete(&mut packet);
+        assert_eq!(packet, completed);
+        if ip::clamp_mss(&mut packet, 1280, ip::Checksum::Complete) {
+            assert!(!ip::clamp_mss(&mut packet, 1280, ip::Checksum::Complete), "once is enough");
+        }
+    }
+    ip::clamp_mss(&mut packet, bytes.len(), ip::Checksum::Partial);
+    assert_eq!(packet.len(), bytes.len());
+}
+
+fn stun(bytes: &[u8]) {
+    let Some(message) = stun::Message::parse(bytes) else { return };
+    let from = "[2001:db8::1]:9".parse().expect("literal");
+    let answer = stun::answer(&message, from, Some(from), Some(from));
+    assert!(answer.len() <= bytes.len().max(stun::HEADER_LEN + 24), "no amplification");
+    let answer = stun::Message::parse(&answer).expect("our own answer");
+    assert_eq!(answer.transaction, message.transaction);
+    assert!(answer.mapped == Some(from) || answer.error == Some(stun::UNKNOWN_ATTRIBUTE));
+}
+
+/// What decodes, encodes to something that decodes to the same.
+fn assert_stable<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+    if let Ok(message) = M::decode(bytes) {
+        assert_eq!(M::decode(&message.encode_to_vec()[..]), Ok(message));
+    }
+}
