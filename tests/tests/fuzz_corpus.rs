@@ -1,6 +1,8 @@
 //! Replays the fuzz corpus, and mutates it for a while: the same mutants every time, more with
 //! `FUZZ_ITERATIONS`, others with `FUZZ_SEED`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     panic::catch_unwind,

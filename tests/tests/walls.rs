@@ -2,6 +2,8 @@
 //!
 //! The checks are functions of what they look at, and each is first shown something it must object to.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::BTreeSet,
     fs,
