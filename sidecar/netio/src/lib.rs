@@ -31,5 +31,10 @@
 //! Shutdown goes: unready → stop accepting → the engine leaves → drain ≤ 1 s → close tunnels →
 //! [`netlink::Netlink::remove`] and [`nft::remove`].
 
+pub mod netlink;
+pub mod netmon;
+#[cfg(test)]
+mod netns;
+pub mod nft;
 pub mod task;
 pub mod tunnel;

@@ -267,14 +267,12 @@ impl Side {
     }
 
     async fn up(&mut self) -> (TunnelId, SocketAddr) {
-        loop {
-            match self.events.recv().await.unwrap() {
-                TunnelEvent::Up { id, remote, .. } => {
-                    self.ids.push(id);
-                    return (id, remote);
-                }
-                TunnelEvent::Down { reason, .. } => panic!("down: {reason:?}"),
+        match self.events.recv().await.unwrap() {
+            TunnelEvent::Up { id, remote, .. } => {
+                self.ids.push(id);
+                (id, remote)
             }
+            TunnelEvent::Down { reason, .. } => panic!("down: {reason:?}"),
         }
     }
 
