@@ -36,5 +36,6 @@ pub mod netmon;
 #[cfg(test)]
 mod netns;
 pub mod nft;
+pub mod resolve;
 pub mod task;
 pub mod tunnel;
