@@ -1,3 +1,4 @@
 //! Whatever crosses a crate boundary: the simulator, the lab, and what fuzzers call.
 
 pub mod fuzz;
+pub mod sim;

@@ -1,0 +1,17 @@
+//! A discrete-event simulator: the product's engine and fast path by the thousand, on one thread, in
+//! virtual time, from one seed.
+//!
+//! | Module | Is |
+//! |---|---|
+//! | [`clock`] | virtual time and the queue of what happens when |
+//! | [`edge`] | NATs and firewalls in the terms of RFC 4787 |
+//! | [`net`] | hosts, links and segments; carries packets step by step |
+//! | [`stream`] | a small TCP for stream carriers |
+//!
+//! Nothing in here reads a clock or draws a number but from the world's seed, and every map that is
+//! walked is ordered: the same seed gives the same bytes.
+
+pub mod clock;
+pub mod edge;
+pub mod net;
+pub mod stream;
