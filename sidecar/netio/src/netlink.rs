@@ -154,6 +154,7 @@ struct Actual {
 
 /// The owner of everything that a node installs.
 pub struct Netlink {
+    group: TaskGroup,
     handle: rtnetlink::Handle,
     /// What was applied, and what the kernel then had; forgotten after a failure.
     known: Option<(HostConfig, Actual)>,
@@ -196,12 +197,9 @@ impl Netlink {
     /// # Errors
     /// When the system gives no netlink socket.
     pub fn new(group: &TaskGroup) -> io::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
-        group.spawn("netlink", async move {
-            connection.await;
-            Ok(())
-        });
-        Ok(Self { handle, known: None, forwarded: BTreeSet::new(), requests: 0 })
+        let handle = open(group)?;
+        let group = group.clone();
+        Ok(Self { group, handle, known: None, forwarded: BTreeSet::new(), requests: 0 })
     }
 
     /// Makes the host as `desired`. One change that fails does not keep the others back.
@@ -477,7 +475,14 @@ impl Netlink {
         self.requests += 1;
         let mut message = NetlinkMessage::from(message);
         message.header.flags = NLM_F_REQUEST | flags;
-        let mut replies = self.handle.request(message).map_err(|_| Error::NoAnswer)?;
+        let mut replies = match self.handle.request(message.clone()) {
+            Ok(replies) => replies,
+            Err(_) => {
+                // The socket failed before; another one may do.
+                self.handle = open(&self.group).map_err(Error::Kernel)?;
+                self.handle.request(message).map_err(|_| Error::NoAnswer)?
+            }
+        };
         let mut answers = Vec::new();
         loop {
             let reply = tokio::time::timeout(REPLY_TIMEOUT, replies.next()).await;
@@ -509,6 +514,15 @@ impl Error {
             )
         )
     }
+}
+
+fn open(group: &TaskGroup) -> io::Result<rtnetlink::Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+    group.spawn_transient("netlink", async move {
+        connection.await;
+        Ok(())
+    });
+    Ok(handle)
 }
 
 /// What leads from `actual` to `desired`, in an order in which nothing is missing in between.

@@ -6,11 +6,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::IpAddr,
     time::Duration,
 };
 
+use anyhow::Context as _;
 use futures_util::StreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
@@ -36,7 +36,7 @@ const QUIET: Duration = Duration::from_millis(50);
 const DEBOUNCE: Duration = Duration::from_millis(200);
 /// Read even without an event: a back-stop.
 const RESYNC: Duration = Duration::from_secs(60);
-/// After a reading that failed.
+/// After a socket or a reading failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// A dump that takes this long is lost.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,51 +76,72 @@ pub enum Kind {
 }
 
 /// Starts to watch the current network namespace; the task joins `group`.
-///
-/// # Errors
-/// When the system gives no netlink socket.
-pub fn watch(group: &TaskGroup) -> io::Result<watch::Receiver<Interfaces>> {
-    let (connection, handle, mut events) = rtnetlink::new_multicast_connection(&[
+pub fn watch(group: &TaskGroup) -> watch::Receiver<Interfaces> {
+    let (publish, published) = watch::channel(Interfaces::default());
+    group.spawn("netmon", async move {
+        loop {
+            if let Err(error) = follow(&publish).await {
+                tracing::debug!(%error, "Cannot watch the network");
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    });
+    published
+}
+
+/// Publishes changes until a socket fails. Questions have a socket of their own: the answers would
+/// be lost with the notifications when these are too many.
+async fn follow(publish: &watch::Sender<Interfaces>) -> anyhow::Result<()> {
+    let (notifying, _keep_open, mut events) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ])?;
-    let (publish, published) = watch::channel(Interfaces::default());
-    group.spawn("netmon-socket", async move {
-        connection.await;
-        Ok(())
-    });
-    group.spawn("netmon", async move {
+    let (answering, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+    let following = async {
         loop {
-            let next = match read(&handle).await {
-                Ok(found) => {
-                    publish.send_if_modified(|known| {
-                        let changed = *known != found;
-                        if changed {
-                            tracing::debug!(interfaces = found.list.len(), "The network changed");
-                            *known = found;
-                        }
-                        changed
-                    });
-                    RESYNC
+            let found = read(&handle).await?;
+            publish.send_if_modified(|known| {
+                let changed = *known != found;
+                if changed {
+                    tracing::debug!(interfaces = found.list.len(), "The network changed");
+                    *known = found;
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "Cannot read the interfaces");
-                    RETRY
+                changed
+            });
+            let next = Instant::now() + RESYNC;
+            while let Ok(event) = timeout_at(next, events.next()).await {
+                let (event, _) = event.context("the notifications ended")?;
+                if concerns_us(&event.payload) {
+                    let deadline = Instant::now() + DEBOUNCE;
+                    while let Ok(Ok(Some(_))) =
+                        timeout_at(deadline, timeout(QUIET, events.next())).await
+                    {
+                    }
+                    break;
                 }
-            };
-            match timeout(next, events.next()).await {
-                Err(_) => continue,
-                Ok(None) => anyhow::bail!("the kernel's notifications ended"),
-                Ok(Some(_)) => {}
             }
-            let deadline = Instant::now() + DEBOUNCE;
-            while let Ok(Ok(Some(_))) = timeout_at(deadline, timeout(QUIET, events.next())).await {}
         }
-    });
-    Ok(published)
+    };
+    tokio::select! {
+        outcome = following => outcome,
+        () = notifying => anyhow::bail!("the notification socket failed"),
+        () = answering => anyhow::bail!("the request socket failed"),
+    }
+}
+
+/// Whether a notification is worth a look: mesh routes, which are ours and many, are not. Lost
+/// notifications are.
+fn concerns_us(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    let NetlinkPayload::InnerMessage(
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+    ) = payload
+    else {
+        return true;
+    };
+    route.header.table == RouteHeader::RT_TABLE_MAIN
 }
 
 impl Interfaces {
@@ -212,6 +233,7 @@ async fn read(handle: &rtnetlink::Handle) -> anyhow::Result<Interfaces> {
 async fn has_default(handle: &rtnetlink::Handle, family: AddressFamily) -> anyhow::Result<bool> {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
+    message.attributes.push(RouteAttribute::Table(u32::from(RouteHeader::RT_TABLE_MAIN)));
     let routes = dump(handle, RouteNetlinkMessage::GetRoute(message)).await?;
     Ok(routes.iter().any(|route| {
         let RouteNetlinkMessage::NewRoute(route) = route else { return false };
@@ -243,8 +265,8 @@ async fn dump(
         if let NetlinkPayload::Error(error) = &reply.payload
             && error.code.is_some()
         {
-            // A kernel without this family has none of it.
-            if error.raw_code().abs() == libc::EAFNOSUPPORT {
+            // A kernel without this family, or without this table, has none of it.
+            if matches!(error.raw_code().abs(), libc::EAFNOSUPPORT | libc::ENOENT) {
                 return Ok(answers);
             }
             return Err(error.to_io().into());

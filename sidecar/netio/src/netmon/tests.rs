@@ -38,7 +38,7 @@ fn only_interfaces_that_mean_something_elsewhere_are_underlay() {
 #[test]
 fn changes_are_published_within_a_second() {
     in_netns("netmon::tests::changes_are_published_within_a_second", async |group| {
-        let mut watched = watch(&group).unwrap();
+        let mut watched = watch(&group);
         wait(&mut watched, |now| now.list.len() == 1 && now.list[0].kind == Kind::Loopback).await;
 
         ip("link add ethw type veth peer name ethp");
@@ -70,11 +70,36 @@ fn a_mesh_interface_is_no_candidate() {
         ip("tuntap add dev vpn7 mode tun");
         ip("addr add 100.112.0.1/16 dev vpn7");
         ip("link set vpn7 up");
-        let mut watched = watch(&group).unwrap();
+        let mut watched = watch(&group);
 
         wait(&mut watched, |now| now.list.iter().any(|found| found.kind == Kind::Tunnel)).await;
 
         assert_eq!(watched.borrow().candidates().count(), 0);
+    });
+}
+
+#[test]
+fn a_flood_of_notifications_loses_nothing_that_matters() {
+    in_netns("netmon::tests::a_flood_of_notifications_loses_nothing_that_matters", async |group| {
+        ip("link add ethw type veth peer name ethp");
+        ip("link set ethw up");
+        ip("link set ethp up");
+        let mut watched = watch(&group);
+        wait(&mut watched, |now| now.list.len() == 3).await;
+        let flood: String = (0..4000)
+            .map(|n| format!("route add 10.{}.{}.0/24 dev ethw\n", n / 250, n % 250))
+            .collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), flood).unwrap();
+
+        // Nobody reads notifications while this thread waits for `ip`: the kernel drops the last.
+        ip(&format!("-batch {}", file.path().display()));
+        ip("addr add 192.0.2.1/24 dev ethw");
+
+        let sockets = std::fs::read_to_string("/proc/net/netlink").unwrap();
+        let dropped = |line: &str| line.split_whitespace().nth(8)?.parse::<u64>().ok();
+        assert!(sockets.lines().filter_map(dropped).sum::<u64>() > 0, "no flood:\n{sockets}");
+        wait(&mut watched, |now| now.candidates().count() == 1).await;
     });
 }
 

@@ -1,5 +1,8 @@
 use super::*;
-use crate::netns::in_netns;
+use crate::{
+    netlink::{HostConfig, Netlink},
+    netns::{Neighbour, in_netns},
+};
 
 #[test]
 fn a_table_clamps_both_directions_of_both_families_and_masquerades_exports() {
@@ -72,6 +75,33 @@ fn the_kernel_takes_the_table_twice_and_lets_it_go() {
         let error = run(&["-f", "-"], "nonsense").await.unwrap_err();
         assert!(matches!(error, Error::Refused(_)), "{error}");
     });
+}
+
+/// A veth stands in for the TUN: mesh ── ezs0 [node] ezl ── lan, which has no route back.
+#[test]
+fn the_mesh_reaches_an_exported_network_that_knows_nothing_of_it() {
+    in_netns(
+        "nft::tests::the_mesh_reaches_an_exported_network_that_knows_nothing_of_it",
+        async |group| {
+            let mesh = Neighbour::new("ezs0", None, "100.112.0.2/16");
+            let lan = Neighbour::new("ezl", Some("192.168.7.1/24"), "192.168.7.2/24");
+            mesh.run("ip route add default via 100.112.0.1");
+            let mut host = HostConfig::new("ezs0", 1320);
+            host.addresses.insert("100.112.0.1/16".parse().unwrap());
+            host.routes.insert("100.112.0.0/16".parse().unwrap(), None);
+            host.exports.insert("192.168.7.0/24".parse().unwrap());
+            let mut netlink = Netlink::new(&group).unwrap();
+            let report = netlink.apply(&host).await.unwrap();
+            assert!(report.failed.is_empty(), "{:?}", report.failed);
+
+            apply(&config()).await.unwrap();
+
+            mesh.run("ping -c 1 -W 2 192.168.7.2");
+            mesh.run("ping -c 1 -W 2 10.99.7.2");
+            let neighbours = lan.run("ip neigh");
+            assert!(!neighbours.contains("100.112"), "{neighbours}");
+        },
+    );
 }
 
 fn config() -> NftConfig {
