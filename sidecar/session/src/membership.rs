@@ -1,0 +1,205 @@
+//! What makes a node a member of a network, as data: whoever issued it.
+//!
+//! In *secret mode* everything derives from a name and a secret:
+//!
+//! ```text
+//! master = Argon2id(secret, salt = BLAKE3("easynet salt" ‖ name)[0..16], 19 MiB, t = 2, p = 1)
+//! root   = Ed25519 seed HKDF(master, "root")
+//! psk(e) = HKDF(master, "psk" ‖ e)         group key(e) = HKDF(master, "group" ‖ e)
+//! ```
+//! so every holder of the secret can issue certificates, its own first of all. An issuer that hands out the
+//! same [`Membership`] instead is only another source.
+
+use std::{collections::BTreeMap, fmt};
+
+use argon2::{Algorithm, Argon2, Params, Version};
+use ed25519_dalek::SigningKey;
+use hkdf::Hkdf;
+use sha2::Sha256;
+use wire::{
+    certificate::{Attributes, Signed},
+    id::{NetworkId, SignKey},
+};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::{certificate, identity::Identity};
+
+/// Memory of the derivation, in KiB: it has to fit a container of 32 MB.
+const MEMORY_KIB: u32 = 19 * 1024;
+const PASSES: u32 = 2;
+/// Below this estimate of entropy, a secret is worth a warning.
+pub const WEAK_BITS: f64 = 70.0;
+
+/// The master key of a network in secret mode. Its derivation is slow on purpose, so it is kept in the state
+/// directory.
+#[derive(Clone)]
+pub struct Master(Zeroizing<[u8; 32]>);
+
+impl Master {
+    /// Derives the master key; takes 19 MiB and some 30 ms.
+    pub fn derive(name: &str, secret: &str) -> Self {
+        let mut salt = blake3::Hasher::new();
+        salt.update(b"easynet salt");
+        salt.update(name.as_bytes());
+        let salt = salt.finalize();
+        let params =
+            Params::new(MEMORY_KIB, PASSES, 1, Some(32)).expect("constants in Argon2's range");
+        let mut master = Zeroizing::new([0; 32]);
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+            .hash_password_into(secret.as_bytes(), &salt.as_bytes()[..16], &mut *master)
+            .expect("lengths in Argon2's range");
+        Self(master)
+    }
+
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The secret bytes, for the state directory alone.
+    pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
+        self.0.clone()
+    }
+
+    /// What makes `identity` a member: the network's keys and a certificate issued by itself.
+    pub fn membership(&self, identity: &Identity, hostname: &str, capabilities: u32) -> Membership {
+        let root = SigningKey::from_bytes(&self.expand(b"root", 0));
+        let root_key = SignKey(root.verifying_key().to_bytes());
+        let network = NetworkId::of(&root_key);
+        let body = certificate::identity(&root_key, network, identity.keys(), 1, capabilities);
+        let attributes = Attributes {
+            sign: identity.keys().sign.0.to_vec(),
+            hostname: hostname.to_owned(),
+            any_prefix: true,
+            serial: 1,
+            ..Attributes::default()
+        };
+        Membership {
+            network,
+            root: root_key,
+            certificate: certificate::issue(&root, &body),
+            attributes: certificate::issue_attributes(&root, &attributes),
+            epochs: BTreeMap::from([(0, self.epoch(0))]),
+        }
+    }
+
+    fn epoch(&self, epoch: u8) -> EpochKeys {
+        EpochKeys { psk: *self.expand(b"psk", epoch), group: *self.expand(b"group", epoch) }
+    }
+
+    fn expand(&self, label: &[u8], epoch: u8) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        Hkdf::<Sha256>::new(Some(b"easynet network v1"), &*self.0)
+            .expand_multi_info(&[label, &[epoch]], &mut *key)
+            .expect("HKDF-SHA256 gives up to 8160 bytes");
+        key
+    }
+}
+
+impl fmt::Debug for Master {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Master(…)")
+    }
+}
+
+/// The keys of one epoch.
+#[derive(Clone, Zeroize)]
+#[zeroize(drop)]
+pub struct EpochKeys {
+    /// Proves membership in the handshake.
+    pub psk: [u8; 32],
+    /// Encrypts LSAs.
+    pub group: [u8; 32],
+}
+
+impl fmt::Debug for EpochKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EpochKeys(…)")
+    }
+}
+
+/// All that a node needs to be a member.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    pub network: NetworkId,
+    /// The network root's public key; it hashes to `network`.
+    pub root: SignKey,
+    pub certificate: Signed,
+    pub attributes: Signed,
+    /// Keys by epoch; the highest seals, all open.
+    pub epochs: BTreeMap<u8, EpochKeys>,
+}
+
+impl Membership {
+    /// The epoch to seal with, and its keys.
+    pub fn current(&self) -> (u8, &EpochKeys) {
+        self.epochs
+            .last_key_value()
+            .map(|(epoch, keys)| (*epoch, keys))
+            .expect("a membership has an epoch")
+    }
+
+    pub fn psk(&self, epoch: u8) -> Option<&[u8; 32]> {
+        self.epochs.get(&epoch).map(|keys| &keys.psk)
+    }
+
+    pub fn group(&self, epoch: u8) -> Option<&[u8; 32]> {
+        self.epochs.get(&epoch).map(|keys| &keys.group)
+    }
+}
+
+/// A lower bound guess of a secret's entropy in bits: distinct characters by the classes they come from. A text
+/// made by `easynet secret new` has 128.
+pub fn strength(secret: &str) -> f64 {
+    let class = |test: fn(&char) -> bool, size: f64| {
+        if secret.chars().any(|c| test(&c)) { size } else { 0.0 }
+    };
+    let alphabet = class(char::is_ascii_lowercase, 26.0)
+        + class(char::is_ascii_uppercase, 26.0)
+        + class(char::is_ascii_digit, 10.0)
+        + class(|c| !c.is_ascii_alphanumeric(), 32.0);
+    let mut distinct: Vec<char> = secret.chars().collect();
+    let length = distinct.len() as f64;
+    distinct.sort_unstable();
+    distinct.dedup();
+    let effective = length.min(distinct.len() as f64 * 2.0);
+    if alphabet < 2.0 { 0.0 } else { effective * alphabet.log2() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_and_secret_make_the_network() {
+        let a = Identity::from_bytes(&[1; 64]);
+        let b = Identity::from_bytes(&[2; 64]);
+        let master = Master::derive("prod", "correct horse battery staple");
+
+        let one = master.membership(&a, "a", 0);
+        let other = Master::from_bytes(*master.to_bytes()).membership(&b, "b", 0);
+
+        assert_eq!(one.network, other.network);
+        assert_eq!(one.current().1.psk, other.current().1.psk);
+        assert_ne!(one.current().1.psk, one.current().1.group);
+        assert_eq!(certificate::check(&other.certificate, one.network, 0).unwrap().keys, b.keys());
+        assert_ne!(
+            Master::derive("prod", "another").membership(&a, "a", 0).network,
+            Master::derive("test", "another").membership(&a, "a", 0).network
+        );
+    }
+
+    #[test]
+    fn the_derivation_does_not_move() {
+        let membership =
+            Master::derive("net", "secret").membership(&Identity::from_bytes(&[1; 64]), "a", 0);
+
+        assert_eq!(membership.network.to_string(), "jm2ldbiqcwfnkrjz6fu7bomqty");
+    }
+
+    #[test]
+    fn strength_tells_a_password_from_a_secret() {
+        assert!(strength("hunter2") < WEAK_BITS);
+        assert!(strength("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa") < WEAK_BITS);
+        assert!(strength("mfrggzdfmztwq2lknnwg23tpob") > WEAK_BITS);
+    }
+}
