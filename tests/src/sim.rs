@@ -7,6 +7,9 @@
 //! | [`edge`] | NATs and firewalls in the terms of RFC 4787 |
 //! | [`net`] | hosts, links and segments; carries packets step by step |
 //! | [`stream`] | a small TCP for stream carriers |
+//! | [`site`] | the kinds of places where hosts stand, and which pairs can meet directly |
+//! | [`scenario`] | what happens to a world, in sentences, over many seeds |
+//! | [`world`] | stations with machines on them, and what happens to them |
 //!
 //! Nothing in here reads a clock or draws a number but from the world's seed, and every map that is
 //! walked is ordered: the same seed gives the same bytes.
@@ -14,4 +17,7 @@
 pub mod clock;
 pub mod edge;
 pub mod net;
+pub mod scenario;
+pub mod site;
 pub mod stream;
+pub mod world;
