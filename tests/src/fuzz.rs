@@ -3,25 +3,49 @@
 //! A target takes any bytes, must not panic, and asserts what its parser promises. The corpus lies in
 //! `tests/fuzz/corpus/<target>/`; `tests/tests/fuzz_corpus.rs` replays and mutates it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Instant,
+};
 
 use prost::Message;
-use wire::{certificate, control, datagram::Datagram, endpoint, ip, lsa, packet::Kind, stun};
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng;
+use session::{
+    cookie,
+    handshake::{self, Initiator, Responder},
+    identity::Identity,
+    keys::{Suite, TransportKeys},
+    transport::Session,
+};
+use wire::{
+    certificate, control,
+    datagram::{Datagram, Role},
+    endpoint,
+    id::NetworkId,
+    ip, lsa,
+    packet::Kind,
+    stream, stun,
+};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     pub name: &'static str,
     pub run: fn(&[u8]),
+    /// How many runs of the cheapest target one of this takes.
+    pub cost: u64,
 }
 
 pub const TARGETS: &[Target] = &[
-    Target { name: "datagram", run: datagram },
-    Target { name: "control", run: control },
-    Target { name: "lsa", run: lsa },
-    Target { name: "certificate", run: certificate },
-    Target { name: "endpoint", run: endpoint },
-    Target { name: "ip", run: ip },
-    Target { name: "stun", run: stun },
+    Target { name: "datagram", run: datagram, cost: 1 },
+    Target { name: "control", run: control, cost: 1 },
+    Target { name: "lsa", run: lsa, cost: 1 },
+    Target { name: "certificate", run: certificate, cost: 1 },
+    Target { name: "endpoint", run: endpoint, cost: 1 },
+    Target { name: "ip", run: ip, cost: 1 },
+    Target { name: "stun", run: stun, cost: 1 },
+    Target { name: "stream", run: stream, cost: 1 },
+    Target { name: "session", run: session, cost: 100 },
 ];
 
 fn datagram(bytes: &[u8]) {
@@ -121,6 +145,51 @@ fn stun(bytes: &[u8]) {
     let answer = stun::Message::parse(&answer).expect("our own answer");
     assert_eq!(answer.transaction, message.transaction);
     assert!(answer.mapped == Some(from) || answer.error == Some(stun::UNKNOWN_ATTRIBUTE));
+}
+
+fn stream(bytes: &[u8]) {
+    let mut at = 0;
+    while let stream::Frame::Whole(range) = stream::next(bytes, at) {
+        assert!(range.start > at && range.end > range.start && range.end <= bytes.len());
+        assert!(stream::TYPES.contains(&bytes[range.start]));
+        let header = stream::header(&bytes[range.clone()]).expect("it came in a frame");
+        assert_eq!(header, bytes[at..range.start]);
+        at = range.end;
+    }
+}
+
+/// Everything that a session looks at before, or while, it authenticates.
+fn session(bytes: &[u8]) {
+    let node = Identity::from_bytes(&[1; 64]);
+    let random = || ChaCha8Rng::from_seed([2; 32]);
+    if let Some(Datagram::Init(init)) = Datagram::parse(bytes) {
+        handshake::verify_mac1(&node.keys().dh, init.mac1_covers, &init.mac1);
+        assert!(Responder::read(&node, &init, &mut random()).is_err(), "nobody made it");
+    }
+    if let Some(Datagram::Response(response)) = Datagram::parse(bytes) {
+        let payload = control::InitPayload::default();
+        let dh = node.keys().dh;
+        let (mut initiator, _) =
+            Initiator::start(&node, dh, Role::Any, 1, &payload, &mut random()).expect("it fits");
+        assert!(initiator.read(&response, |_, _| Some([0; 32])).is_err(), "nobody made it");
+    }
+    if let Some(Datagram::Cookie(answer)) = Datagram::parse(bytes) {
+        assert!(!cookie::redeem(&mut [0; 1144], &node.keys().dh, &answer), "nobody baked it");
+    }
+    let keys = TransportKeys::from_split(true, Suite::ChaCha20Poly1305, (&[1; 32], &[2; 32]));
+    let session = Session::new(node.node(), 1, 2, &keys, Instant::now());
+    assert!(session.open(&mut bytes.to_vec()).is_err(), "nobody sealed it");
+    assert!(!session.verify_probe(bytes) && !session.verify_hop(bytes), "nobody signed it");
+    if let Some(container) = lsa::Container::parse(bytes.to_vec().into()) {
+        assert!(!session::lsa::verify(&container), "nobody signed it");
+        assert!(session::lsa::open(&container, &[3; 32]).is_none(), "nobody sealed it");
+        assert!(session::lsa::certified(&container, container.head.network, 0).is_err());
+    }
+    if let Ok(signed) = certificate::Signed::decode(bytes) {
+        let root = node.keys().sign;
+        assert!(session::certificate::check(&signed, NetworkId::of(&root), 0).is_err());
+        assert!(session::certificate::check_attributes(&signed, &root, &root, 0).is_err());
+    }
 }
 
 /// What decodes, encodes to something that decodes to the same.
