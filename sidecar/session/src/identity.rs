@@ -8,6 +8,8 @@ use wire::id::{DhKey, NodeId, NodeKeys, SignKey};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
+use crate::memo;
+
 /// Ed25519 to sign, X25519 as Noise static; separate keys, bound by the identity certificate.
 #[derive(Clone)]
 pub struct Identity {
@@ -78,12 +80,14 @@ pub(crate) fn sign(key: &SigningKey, context: &[u8], message: &[u8]) -> [u8; 64]
 
 /// Whether `signature` is `key`'s over `context ‖ message`.
 pub fn verify(key: &SignKey, context: &[u8], message: &[u8], signature: &[u8]) -> bool {
-    let Ok(key) = ed25519_dalek::VerifyingKey::from_bytes(&key.0) else { return false };
-    let Ok(signature) = ed25519_dalek::Signature::from_slice(signature) else { return false };
-    let mut signed = Vec::with_capacity(context.len() + message.len());
-    signed.extend_from_slice(context);
-    signed.extend_from_slice(message);
-    key.verify_strict(&signed, &signature).is_ok()
+    memo::recall(&key.0, context, message, signature, || {
+        let Ok(key) = ed25519_dalek::VerifyingKey::from_bytes(&key.0) else { return false };
+        let Ok(signature) = ed25519_dalek::Signature::from_slice(signature) else { return false };
+        let mut signed = Vec::with_capacity(context.len() + message.len());
+        signed.extend_from_slice(context);
+        signed.extend_from_slice(message);
+        key.verify_strict(&signed, &signature).is_ok()
+    })
 }
 
 #[cfg(test)]

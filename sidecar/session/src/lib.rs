@@ -19,6 +19,7 @@ pub mod identity;
 pub mod keys;
 pub mod lsa;
 pub mod membership;
+pub mod memo;
 mod noise;
 pub mod replay;
 pub mod transport;
