@@ -9,6 +9,8 @@
 //! | [`stream`] | a small TCP for stream carriers |
 //! | [`site`] | the kinds of places where hosts stand, and which pairs can meet directly |
 //! | [`scenario`] | what happens to a world, in sentences, over many seeds |
+//! | [`traffic`] | test packets on the overlay, and what an outage costs them |
+//! | [`oracle`] | what must be true of a mesh that has settled |
 //! | [`world`] | stations with machines on them, and what happens to them |
 //!
 //! Nothing in here reads a clock or draws a number but from the world's seed, and every map that is
@@ -17,7 +19,9 @@
 pub mod clock;
 pub mod edge;
 pub mod net;
+pub mod oracle;
 pub mod scenario;
 pub mod site;
 pub mod stream;
+pub mod traffic;
 pub mod world;
