@@ -8,9 +8,9 @@ use std::{
     fmt,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -18,7 +18,7 @@ use siphasher::sip::SipHasher24;
 use wire::{
     datagram::{
         DATA_HEADER_LEN, DATA_OVERHEAD, PROBE_LEN, PROBE_MAC_AT, TAG_LEN, TRANSIT_LEN,
-        TRANSIT_MAC_AT,
+        TRANSIT_MAC_AT, TYPE_DATA,
     },
     id::NodeId,
     packet::Kind,
@@ -31,6 +31,8 @@ use crate::{
 
 /// Packets that one key may seal, far below what AES-GCM allows and beyond what 180 s can send.
 const COUNTER_LIMIT: u64 = 1 << 40;
+/// Keys older than this neither seal nor open, so that a stolen one is of little use.
+pub const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// Bytes of the inner datagram that the hop MAC covers: all that tells one packet from another.
 const HOP_COVERED: usize = 32;
 
@@ -52,6 +54,7 @@ pub struct Session {
     hop_replay: Mutex<Window>,
     exporter: [u8; 32],
     suite: Suite,
+    heard: AtomicBool,
 }
 
 /// Why a packet did not open.
@@ -97,6 +100,7 @@ impl Session {
             hop_replay: Mutex::new(Window::new()),
             exporter: keys.exporter,
             suite: keys.suite,
+            heard: AtomicBool::new(false),
         }
     }
 
@@ -122,12 +126,31 @@ impl Session {
         self.suite
     }
 
+    /// Whether the keys are too old to use.
+    #[inline]
+    pub fn is_expired(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.established) >= REJECT_AFTER
+    }
+
+    /// Notes that a packet of the peer authenticated; true for the first one, which proves to a responder that
+    /// its RESPONSE arrived.
+    #[inline]
+    pub fn first_heard(&self) -> bool {
+        !self.heard.load(Ordering::Relaxed) && !self.heard.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a packet of the peer ever authenticated with these keys.
+    pub fn is_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
+    }
+
     /// The session's hash, equal on both sides and known to nobody else; REGISTER signs it.
     pub fn exporter(&self) -> &[u8; 32] {
         &self.exporter
     }
 
     /// Reserves `count` counters and returns the first; `None` when the key is used up.
+    #[inline]
     pub fn reserve(&self, count: u64) -> Option<u64> {
         let first = self.next.fetch_add(count, Ordering::Relaxed);
         (first.saturating_add(count) <= COUNTER_LIMIT).then_some(first)
@@ -140,6 +163,7 @@ impl Session {
 
     /// Seals in place: `buf` is `16 B for the header │ plaintext │ 1 B for the kind │ 16 B for the tag`.
     /// False if `buf` is shorter than that. `counter` must come from [`Session::reserve`] and be used once.
+    #[inline]
     pub fn seal(&self, counter: u64, kind: Kind, buf: &mut [u8]) -> bool {
         if buf.len() < DATA_OVERHEAD {
             return false;
@@ -167,11 +191,15 @@ impl Session {
     }
 
     /// Opens a whole DATA datagram in place; the plaintext then stands at [`DATA_HEADER_LEN`].
+    #[inline]
     pub fn open(&self, datagram: &mut [u8]) -> Result<Opened, OpenError> {
         if datagram.len() < DATA_OVERHEAD {
             return Err(OpenError::Malformed);
         }
         let (header, body) = datagram.split_at_mut(DATA_HEADER_LEN);
+        if header[..4] != [TYPE_DATA, 0, 0, 0] {
+            return Err(OpenError::Malformed);
+        }
         let mut counter = [0; 8];
         counter.copy_from_slice(&header[8..16]);
         let counter = u64::from_le_bytes(counter);
