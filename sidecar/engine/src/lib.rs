@@ -11,4 +11,8 @@
 // Tests have to take their first instant from somewhere.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod drops;
+pub mod fastpath;
+pub mod fib;
+pub mod offload;
 pub mod path;

@@ -55,6 +55,8 @@ pub struct Session {
     exporter: [u8; 32],
     suite: Suite,
     heard: AtomicBool,
+    last_sent: AtomicU64,
+    last_received: AtomicU64,
 }
 
 /// Why a packet did not open.
@@ -101,6 +103,8 @@ impl Session {
             exporter: keys.exporter,
             suite: keys.suite,
             heard: AtomicBool::new(false),
+            last_sent: AtomicU64::new(0),
+            last_received: AtomicU64::new(0),
         }
     }
 
@@ -142,6 +146,28 @@ impl Session {
     /// Whether a packet of the peer ever authenticated with these keys.
     pub fn is_heard(&self) -> bool {
         self.heard.load(Ordering::Relaxed)
+    }
+
+    /// Stamps that something was sent with these keys, DATA or TRANSIT; `millis` is the caller's clock, 0 never.
+    #[inline]
+    pub fn touch_sent(&self, millis: u64) {
+        self.last_sent.store(millis, Ordering::Relaxed);
+    }
+
+    /// Stamps that something of the peer authenticated, DATA or TRANSIT.
+    #[inline]
+    pub fn touch_received(&self, millis: u64) {
+        self.last_received.store(millis, Ordering::Relaxed);
+    }
+
+    /// The last stamp of sending.
+    pub fn last_sent(&self) -> u64 {
+        self.last_sent.load(Ordering::Relaxed)
+    }
+
+    /// The last stamp of receiving.
+    pub fn last_received(&self) -> u64 {
+        self.last_received.load(Ordering::Relaxed)
     }
 
     /// The session's hash, equal on both sides and known to nobody else; REGISTER signs it.
