@@ -351,7 +351,7 @@ impl Meter {
 
 #[inline]
 fn nanos(bytes: u64, nanos_per_mib: u64) -> u64 {
-    u64::try_from(u128::from(bytes) * u128::from(nanos_per_mib) >> 20).unwrap_or(u64::MAX)
+    u64::try_from((u128::from(bytes) * u128::from(nanos_per_mib)) >> 20).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

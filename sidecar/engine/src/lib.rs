@@ -11,8 +11,19 @@
 // Tests have to take their first instant from somewhere.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod attach;
+pub mod bootstrap;
+pub mod config;
 pub mod drops;
+pub mod event;
 pub mod fastpath;
 pub mod fib;
+pub mod hold;
+pub mod link;
+pub mod nat;
 pub mod offload;
 pub mod path;
+pub mod punch;
+pub mod routing;
+pub mod snapshot;
+pub mod timer;

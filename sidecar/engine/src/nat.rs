@@ -1,0 +1,403 @@
+//! What the NAT before us does, found on the data socket itself (RFC 5780, RFC 4787 in terms).
+//!
+//! A round asks every STUN address we know, of one family, from the socket that carries our data: where do you see me?
+//! Answers that agree are an endpoint-independent mapping; answers that differ say how they differ. The first
+//! answer is used at once. No address, no answer, no server are results too (unknown), tried again with
+//! back-off and never in a loop.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use rand_chacha::{ChaCha12Rng, rand_core::RngCore};
+use wire::{
+    endpoint::{
+        Allocation, Behaviour, Candidate, CandidateKind, MAX_CANDIDATES, NatProfile, Transport, V6,
+    },
+    stun::{self, Change, Class, Message, TransactionId},
+};
+
+use crate::{event::Interface, path::addr::SocketId};
+
+/// Waits after each question, then the round is over (RFC 8489 §6.2.1 in a hurry).
+const RETRANSMIT: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+];
+/// A good result is checked again after this.
+const REFRESH: Duration = Duration::from_secs(600);
+/// Without any answer the next round comes after this, then twice as late each time.
+const RETRY_FIRST: Duration = Duration::from_secs(5);
+const RETRY_MOST: Duration = Duration::from_secs(300);
+/// Addresses asked in a round.
+const MAX_TARGETS: usize = 6;
+/// Largest step between two ports that still looks sequential.
+const SEQUENTIAL: u16 = 16;
+
+/// An address family, each with its own socket, NAT and round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(addr: IpAddr) -> Self {
+        if addr.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// A question to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    pub socket: SocketId,
+    pub to: SocketAddr,
+    pub bytes: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+struct Test {
+    to: SocketAddr,
+    transaction: TransactionId,
+    tries: usize,
+    due: Option<Instant>,
+    mapped: Option<SocketAddr>,
+}
+
+#[derive(Clone, Debug)]
+struct Round {
+    socket: SocketId,
+    port: u16,
+    tests: Vec<Test>,
+    next: Option<Instant>,
+    retry: Duration,
+    results: Vec<(SocketAddr, SocketAddr)>,
+    tested: Option<Instant>,
+}
+
+/// Discovery over both families.
+#[derive(Clone, Debug, Default)]
+pub struct Discovery {
+    rounds: BTreeMap<Family, Round>,
+    servers: BTreeSet<SocketAddr>,
+    interfaces: Vec<Interface>,
+}
+
+impl Discovery {
+    /// The data socket of a family, and its port.
+    pub fn set_socket(&mut self, family: Family, socket: SocketId, port: u16, now: Instant) {
+        let same = self
+            .rounds
+            .get(&family)
+            .is_some_and(|round| round.socket == socket && round.port == port);
+        if !same {
+            self.rounds.insert(
+                family,
+                Round {
+                    socket,
+                    port,
+                    tests: Vec::new(),
+                    next: Some(now),
+                    retry: RETRY_FIRST,
+                    results: Vec::new(),
+                    tested: None,
+                },
+            );
+        }
+    }
+
+    /// A STUN address; a new one starts a round.
+    pub fn add_server(&mut self, addr: SocketAddr, now: Instant) {
+        if self.servers.len() < 2 * MAX_TARGETS && self.servers.insert(addr) {
+            self.restart(Family::of(addr.ip()), now);
+        }
+    }
+
+    /// The host's addresses; a change of them starts everything over.
+    pub fn set_interfaces(&mut self, interfaces: &[Interface], now: Instant) {
+        if self.interfaces == interfaces {
+            return;
+        }
+        self.interfaces = interfaces.to_vec();
+        for round in self.rounds.values_mut() {
+            round.results.clear();
+        }
+        self.restart(Family::V4, now);
+        self.restart(Family::V6, now);
+    }
+
+    /// Starts a round of `family` now, unless one is under way.
+    pub fn restart(&mut self, family: Family, now: Instant) {
+        if let Some(round) = self.rounds.get_mut(&family)
+            && round.tests.is_empty()
+        {
+            round.next = Some(now);
+            round.retry = RETRY_FIRST;
+        }
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let asks =
+            self.rounds.values().flat_map(|round| round.tests.iter().filter_map(|test| test.due));
+        let rounds = self
+            .rounds
+            .values()
+            .filter(|round| round.tests.is_empty())
+            .filter_map(|round| round.next);
+        asks.chain(rounds).min()
+    }
+
+    /// Gives the questions that are due; true if a round ended and the profile may have changed.
+    pub fn handle_timeout(&mut self, rng: &mut ChaCha12Rng, now: Instant) -> (Vec<Ask>, bool) {
+        let mut asks = Vec::new();
+        let mut ended = false;
+        let servers: Vec<SocketAddr> = self.servers.iter().copied().collect();
+        for (&family, round) in &mut self.rounds {
+            if round.tests.is_empty() && round.next.is_some_and(|next| next <= now) {
+                round.next = None;
+                let targets =
+                    servers.iter().filter(|addr| Family::of(addr.ip()) == family).take(MAX_TARGETS);
+                round.tests = targets.map(|&to| Test::new(to, rng, now)).collect();
+            }
+            for test in &mut round.tests {
+                if test.due.is_none_or(|due| now < due) {
+                    continue;
+                }
+                let wait = RETRANSMIT.get(test.tries).copied();
+                test.tries += 1;
+                test.due = wait.map(|wait| now + wait);
+                if wait.is_some() {
+                    let bytes = stun::request(test.transaction, Change::default());
+                    asks.push(Ask { socket: round.socket, to: test.to, bytes });
+                }
+            }
+            if !round.tests.is_empty() && round.tests.iter().all(|test| test.due.is_none()) {
+                round.finish(now);
+                ended = true;
+            }
+        }
+        (asks, ended)
+    }
+
+    /// Takes a STUN answer; true if it was to one of our questions.
+    pub fn answered(&mut self, message: &Message<'_>, now: Instant) -> bool {
+        if message.class != Class::Success {
+            return false;
+        }
+        let mut other = None;
+        let mut known = false;
+        for round in self.rounds.values_mut() {
+            let Some(test) =
+                round.tests.iter_mut().find(|test| test.transaction == message.transaction)
+            else {
+                continue;
+            };
+            known = true;
+            test.due = None;
+            test.mapped = message.mapped;
+            other = message.other;
+            if round.results.is_empty()
+                && let Some(mapped) = message.mapped
+            {
+                round.results.push((test.to, mapped));
+            }
+            if round.tests.iter().all(|test| test.due.is_none()) {
+                round.finish(now);
+            }
+        }
+        if let Some(other) = other {
+            self.add_server(other, now);
+        }
+        known
+    }
+
+    /// What peers are told.
+    pub fn profile(&self) -> NatProfile {
+        let mut profile = NatProfile::default();
+        if let Some(round) = self.rounds.get(&Family::V4) {
+            let local = self.is_local(round);
+            let mapping = round.mapping(local);
+            profile.mapping = mapping as i32;
+            if mapping == Behaviour::None {
+                profile.filtering = Behaviour::Unknown as i32;
+            }
+            let (allocation, first, second) = round.allocation();
+            profile.allocation = allocation as i32;
+            profile.allocation_first = first;
+            profile.allocation_second = second;
+            profile.udp_blocked = round.tested.is_some() && round.results.is_empty();
+            profile.external = round.external();
+        }
+        profile.v6 = V6::None as i32;
+        if let Some(round) = self.rounds.get(&Family::V6)
+            && !round.results.is_empty()
+        {
+            profile.v6 = V6::Filtered as i32;
+        }
+        profile
+    }
+
+    /// When the current result was found.
+    pub fn tested(&self) -> Option<Instant> {
+        self.rounds.values().filter_map(|round| round.tested).max()
+    }
+
+    /// Where peers may try: as the servers saw us, then the host's own addresses; global IPv6 first.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let mut found = BTreeSet::new();
+        let mut add = |kind, addr| {
+            found.insert((
+                preference(kind, addr),
+                Candidate { kind, transport: Transport::Udp, addr },
+            ));
+        };
+        for (&family, round) in &self.rounds {
+            for &(_, mapped) in &round.results {
+                add(CandidateKind::Reflexive, mapped);
+            }
+            for net in self.interfaces.iter().flat_map(|interface| &interface.addresses) {
+                if Family::of(net.addr()) == family && useful(net.addr()) {
+                    add(CandidateKind::Host, SocketAddr::new(net.addr(), round.port));
+                }
+            }
+        }
+        let mut seen = BTreeSet::new();
+        let candidates = found.into_iter().map(|(_, candidate)| candidate);
+        candidates.filter(|candidate| seen.insert(candidate.addr)).take(MAX_CANDIDATES).collect()
+    }
+
+    /// External addresses without ports, to tell whether a peer is behind the same NAT.
+    pub fn external(&self) -> BTreeSet<IpAddr> {
+        self.rounds
+            .values()
+            .flat_map(|round| round.results.iter().map(|(_, mapped)| mapped.ip()))
+            .collect()
+    }
+
+    fn is_local(&self, round: &Round) -> bool {
+        let own = |ip: IpAddr| {
+            self.interfaces
+                .iter()
+                .flat_map(|interface| &interface.addresses)
+                .any(|net| net.addr() == ip)
+        };
+        round.results.iter().any(|(_, mapped)| own(mapped.ip()) && mapped.port() == round.port)
+    }
+}
+
+impl Test {
+    fn new(to: SocketAddr, rng: &mut ChaCha12Rng, now: Instant) -> Self {
+        let mut transaction = [0; 12];
+        rng.fill_bytes(&mut transaction);
+        Self { to, transaction: TransactionId(transaction), tries: 0, due: Some(now), mapped: None }
+    }
+}
+
+impl Round {
+    fn finish(&mut self, now: Instant) {
+        let results: Vec<(SocketAddr, SocketAddr)> =
+            self.tests.iter().filter_map(|test| Some((test.to, test.mapped?))).collect();
+        self.tests.clear();
+        self.tested = Some(now);
+        if results.is_empty() {
+            self.next = Some(now + self.retry);
+            self.retry = (self.retry * 2).min(RETRY_MOST);
+            self.results.clear();
+        } else {
+            self.next = Some(now + REFRESH);
+            self.retry = RETRY_FIRST;
+            self.results = results;
+        }
+    }
+
+    fn mapping(&self, local: bool) -> Behaviour {
+        if self.results.is_empty() {
+            return Behaviour::Unknown;
+        }
+        if local {
+            return Behaviour::None;
+        }
+        if self.results.len() < 2 {
+            return Behaviour::Unknown;
+        }
+        let mapped: BTreeSet<SocketAddr> = self.results.iter().map(|(_, mapped)| *mapped).collect();
+        if mapped.len() == 1 {
+            return Behaviour::EndpointIndependent;
+        }
+        let by_ip = self.results.iter().fold(
+            BTreeMap::<IpAddr, BTreeSet<SocketAddr>>::new(),
+            |mut by_ip, result| {
+                by_ip.entry(result.0.ip()).or_default().insert(result.1);
+                by_ip
+            },
+        );
+        let asked_twice = self.results.len() > by_ip.len();
+        if asked_twice && by_ip.len() > 1 && by_ip.values().all(|mapped| mapped.len() == 1) {
+            Behaviour::AddressDependent
+        } else {
+            Behaviour::AddressPortDependent
+        }
+    }
+
+    fn allocation(&self) -> (Allocation, u32, u32) {
+        let mut ports: Vec<u16> = self.results.iter().map(|(_, mapped)| mapped.port()).collect();
+        let Some(&last) = ports.last() else { return (Allocation::Unknown, 0, 0) };
+        if ports.iter().all(|port| *port == self.port) {
+            return (Allocation::Preserve, 0, 0);
+        }
+        ports.sort_unstable();
+        ports.dedup();
+        if ports.len() < 2 {
+            return (Allocation::Unknown, 0, 0);
+        }
+        let steps: Vec<u16> = ports.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        match steps.iter().max() {
+            Some(&step) if step <= SEQUENTIAL => {
+                (Allocation::Sequential, u32::from(last), u32::from(step))
+            }
+            _ => (Allocation::Random, 0, 0),
+        }
+    }
+
+    fn external(&self) -> Vec<Vec<u8>> {
+        let ips: BTreeSet<IpAddr> = self.results.iter().map(|(_, mapped)| mapped.ip()).collect();
+        ips.into_iter()
+            .map(|ip| wire::endpoint::pack_addr(SocketAddr::new(ip, 0))[..16].to_vec())
+            .collect()
+    }
+}
+
+/// Whether an address of ours, or of a peer, can be a candidate at all.
+pub fn useful(addr: IpAddr) -> bool {
+    match addr.to_canonical() {
+        IpAddr::V4(v4) => {
+            !(v4.is_loopback()
+                || v4.is_unspecified()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.is_link_local())
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_unicast_link_local())
+        }
+    }
+}
+
+fn preference(kind: CandidateKind, addr: SocketAddr) -> u8 {
+    match (kind, addr.ip()) {
+        (CandidateKind::Configured | CandidateKind::Mapped, _) => 0,
+        (CandidateKind::Reflexive, _) => 1,
+        (CandidateKind::Host, IpAddr::V6(_)) => 2,
+        (CandidateKind::Host, IpAddr::V4(_)) => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests;

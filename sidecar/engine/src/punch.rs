@@ -1,0 +1,315 @@
+//! Hole punching: a common start, few packets, and patience.
+//!
+//! The two ends agree on T0 by what they exchange over the relay anyway; until then nobody sends to an address that is not
+//! known to be open, since an early packet poisons the other side's NAT. What is sent when is a [`plan`], a symmetric
+//! function of both profiles. An attempt that fails is repeated with back-off for as long as there is traffic.
+
+pub mod plan;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use rand_chacha::{ChaCha12Rng, rand_core::RngCore};
+use wire::{
+    endpoint::{Candidate, CandidateKind, NatProfile, Transport},
+    id::NodeId,
+};
+
+use self::plan::{Plan, Strategy};
+use crate::nat::useful;
+
+/// Waits between attempts with one peer, each give or take a fifth.
+const BACK_OFF: [Duration; 7] = [
+    Duration::from_secs(0),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+    Duration::from_secs(300),
+    Duration::from_secs(900),
+];
+/// When probes go out after T0.
+const SCHEDULE_MS: [u64; 8] = [0, 20, 40, 80, 160, 320, 640, 1000];
+/// An attempt is over this long after its last probe.
+const LINGER: Duration = Duration::from_millis(1500);
+/// Attempts at once; each is a handful of packets.
+const MAX_ATTEMPTS: usize = 16;
+/// Addresses tried in one attempt.
+const MAX_TARGETS: usize = 8;
+/// Punch packets of this node in an hour, whatever the peers ask for.
+const HOURLY: u32 = 20_000;
+
+/// What the engine is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a probe to this address of the peer.
+    Probe {
+        peer: NodeId,
+        to: SocketAddr,
+        ttl: Option<u8>,
+    },
+    /// Agree on another attempt with the peer.
+    Request {
+        peer: NodeId,
+    },
+    Started {
+        peer: NodeId,
+        strategy: Strategy,
+    },
+    Ended {
+        peer: NodeId,
+        strategy: Strategy,
+        direct: bool,
+        took: Duration,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Attempt {
+    strategy: Strategy,
+    sends: VecDeque<(Instant, SocketAddr, Option<u8>)>,
+    until: Instant,
+    began: Instant,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Target {
+    attempt: Option<Attempt>,
+    failures: usize,
+    retry_at: Option<Instant>,
+}
+
+/// All attempts of this node.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    me: NodeId,
+    targets: BTreeMap<NodeId, Target>,
+    outputs: VecDeque<Output>,
+    hour: Instant,
+    sent_this_hour: u32,
+}
+
+/// One side of an attempt, as far as the plan goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Side<'a> {
+    pub profile: &'a NatProfile,
+    pub candidates: &'a [Candidate],
+}
+
+impl Coordinator {
+    pub fn new(me: NodeId, now: Instant) -> Self {
+        Self {
+            me,
+            targets: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            hour: now,
+            sent_this_hour: 0,
+        }
+    }
+
+    /// Whether an attempt with `peer` runs.
+    pub fn running(&self, peer: NodeId) -> bool {
+        self.targets.get(&peer).is_some_and(|target| target.attempt.is_some())
+    }
+
+    /// Begins an attempt whose common start is `t0`. One that runs is kept, but takes up addresses it did not know.
+    pub fn start(
+        &mut self,
+        peer: NodeId,
+        ours: Side<'_>,
+        theirs: Side<'_>,
+        t0: Instant,
+        now: Instant,
+    ) {
+        let busy = self.targets.values().filter(|target| target.attempt.is_some()).count();
+        let target = self.targets.entry(peer).or_default();
+        if target.attempt.is_none() && busy >= MAX_ATTEMPTS {
+            target.retry_at.get_or_insert(now + BACK_OFF[1]);
+            return;
+        }
+        let plan = plan::plan(ours.profile, theirs.profile);
+        let again = target.failures > 0;
+        let sends = schedule(&plan, ours, theirs, again, t0);
+        match &mut target.attempt {
+            Some(attempt) => {
+                for send in sends {
+                    if !attempt.sends.iter().any(|(_, to, _)| *to == send.1) {
+                        attempt.sends.push_back(send);
+                    }
+                }
+                attempt.sends.make_contiguous().sort_unstable();
+                attempt.until = attempt.until.max(t0 + Duration::from_millis(1000) + LINGER);
+            }
+            None => {
+                target.retry_at = None;
+                target.attempt = Some(Attempt {
+                    strategy: plan.strategy,
+                    sends,
+                    until: t0 + Duration::from_millis(1000) + LINGER,
+                    began: now,
+                });
+                self.outputs.push_back(Output::Started { peer, strategy: plan.strategy });
+            }
+        }
+    }
+
+    /// The peer is reached directly.
+    pub fn succeeded(&mut self, peer: NodeId, now: Instant) {
+        let Some(target) = self.targets.get_mut(&peer) else { return };
+        target.failures = 0;
+        target.retry_at = None;
+        if let Some(attempt) = target.attempt.take() {
+            let took = now.saturating_duration_since(attempt.began);
+            self.outputs.push_back(Output::Ended {
+                peer,
+                strategy: attempt.strategy,
+                direct: true,
+                took,
+            });
+        }
+    }
+
+    /// A direct path is wanted and none is there: the next attempt comes when its back-off is over.
+    pub fn want(&mut self, peer: NodeId, rng: &mut ChaCha12Rng, now: Instant) {
+        let target = self.targets.entry(peer).or_default();
+        if target.attempt.is_none() && target.retry_at.is_none() {
+            target.retry_at = Some(now + back_off(target.failures, rng));
+        }
+    }
+
+    /// Nothing is wanted any more: no traffic, or no such peer.
+    pub fn forget(&mut self, peer: NodeId) {
+        self.targets.remove(&peer);
+    }
+
+    /// A profile or address changed: the back-off starts over.
+    pub fn reset(&mut self, peer: NodeId) {
+        if let Some(target) = self.targets.get_mut(&peer) {
+            target.failures = 0;
+            target.retry_at = None;
+        }
+    }
+
+    /// Of two attempts that both ends asked for at once, the lower NodeId's counts.
+    pub fn yields_to(&self, peer: NodeId) -> bool {
+        peer < self.me
+    }
+
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.targets
+            .values()
+            .flat_map(|target| {
+                let attempt = target.attempt.as_ref();
+                [
+                    attempt.and_then(|attempt| attempt.sends.front().map(|(at, _, _)| *at)),
+                    attempt.map(|attempt| attempt.until),
+                    target.retry_at,
+                ]
+            })
+            .flatten()
+            .min()
+    }
+
+    pub fn handle_timeout(&mut self, rng: &mut ChaCha12Rng, now: Instant) {
+        if now.saturating_duration_since(self.hour) >= Duration::from_secs(3600) {
+            self.hour = now;
+            self.sent_this_hour = 0;
+        }
+        for (&peer, target) in &mut self.targets {
+            if let Some(attempt) = &mut target.attempt {
+                while let Some((_, to, ttl)) = attempt.sends.pop_front_if(|(at, _, _)| *at <= now) {
+                    if self.sent_this_hour < HOURLY {
+                        self.sent_this_hour += 1;
+                        self.outputs.push_back(Output::Probe { peer, to, ttl });
+                    }
+                }
+                if attempt.until <= now {
+                    let strategy = attempt.strategy;
+                    let took = now.saturating_duration_since(attempt.began);
+                    self.outputs.push_back(Output::Ended { peer, strategy, direct: false, took });
+                    target.attempt = None;
+                    target.failures += 1;
+                    target.retry_at = Some(now + back_off(target.failures, rng));
+                }
+            }
+            if target.retry_at.is_some_and(|at| at <= now) {
+                // Asked again if no answer comes: the next back-off counts from here.
+                target.failures += 1;
+                target.retry_at = Some(now + back_off(target.failures, rng));
+                self.outputs.push_back(Output::Request { peer });
+            }
+        }
+    }
+
+    /// Attempts and waits, for the leak test.
+    pub fn len(&self) -> usize {
+        self.targets.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.targets.is_empty()
+    }
+}
+
+/// What is sent when: every useful address of the peer at every step of the schedule, as far as the plan's budget goes.
+fn schedule(
+    plan: &Plan,
+    ours: Side<'_>,
+    theirs: Side<'_>,
+    again: bool,
+    t0: Instant,
+) -> VecDeque<(Instant, SocketAddr, Option<u8>)> {
+    let reach = |candidate: &&Candidate| {
+        candidate.transport == Transport::Udp
+            && useful(candidate.addr.ip())
+            && (plan.strategy != Strategy::Relay || candidate.kind == CandidateKind::Host)
+            && (candidate.kind != CandidateKind::Host
+                || reachable_host(candidate.addr, ours, theirs))
+    };
+    let targets: Vec<SocketAddr> = theirs
+        .candidates
+        .iter()
+        .filter(reach)
+        .map(|candidate| candidate.addr)
+        .take(MAX_TARGETS)
+        .collect();
+    let mut sends = VecDeque::new();
+    let openers = plan.openers || (again && plan.strategy != Strategy::Relay);
+    if openers {
+        for (before, ttl) in [(100, 3), (50, 4)] {
+            let at = t0.checked_sub(Duration::from_millis(before)).unwrap_or(t0);
+            sends.extend(targets.iter().map(|&to| (at, to, Some(ttl))));
+        }
+    }
+    for step in SCHEDULE_MS {
+        sends.extend(targets.iter().map(|&to| (t0 + Duration::from_millis(step), to, None)));
+    }
+    sends.truncate(plan.budget);
+    sends
+}
+
+/// Host addresses are worth a packet if they are global, or if both are behind one NAT or in one network.
+fn reachable_host(addr: SocketAddr, ours: Side<'_>, theirs: Side<'_>) -> bool {
+    let global = match addr.ip() {
+        std::net::IpAddr::V4(v4) => !v4.is_private(),
+        std::net::IpAddr::V6(v6) => !v6.is_unique_local(),
+    };
+    let same_nat = ours.profile.external.iter().any(|ip| theirs.profile.external.contains(ip));
+    let unknown = ours.profile.external.is_empty() || theirs.profile.external.is_empty();
+    global || same_nat || unknown
+}
+
+fn back_off(failures: usize, rng: &mut ChaCha12Rng) -> Duration {
+    let base = BACK_OFF.get(failures).or(BACK_OFF.last()).copied().unwrap_or_default();
+    base * (80 + rng.next_u32() % 41) / 100
+}
+
+#[cfg(test)]
+mod tests;

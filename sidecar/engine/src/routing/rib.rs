@@ -1,0 +1,141 @@
+//! All prefixes with their reasons: what is installed, what stands in a shadow, what is refused and why.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use session::certificate::allows;
+use wire::{certificate::Prefix, id::NodeId};
+
+use super::{spf::Reachable, topology::Topology};
+use crate::snapshot::{Route, RouteSource, RouteState};
+
+/// Prefixes that one node may announce; more are not looked at.
+const MAX_PREFIXES: usize = 256;
+
+/// The routes of one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Rib {
+    pub routes: Vec<Route>,
+    /// Claims of the same prefix by several nodes, for status.
+    pub conflicts: Vec<String>,
+}
+
+/// What a node announces, in one shape.
+fn announced(topology: &Topology) -> impl Iterator<Item = (NodeId, IpNet, RouteSource, u64, bool)> {
+    topology.members().flat_map(|(node, member)| {
+        let body = &member.body;
+        let allowed = |prefix: &Prefix| allows(&member.attributes, prefix);
+        let fixed =
+            body.addresses.iter().map(move |prefix| (prefix, RouteSource::Lsa, 0, allowed(prefix)));
+        let claims = body.claims.iter().filter_map(move |claim| {
+            let prefix = claim.prefix.as_ref()?;
+            Some((prefix, RouteSource::Claim, claim.since, allowed(prefix)))
+        });
+        let exports =
+            body.exports.iter().map(move |prefix| (prefix, RouteSource::Lsa, 0, allowed(prefix)));
+        fixed.chain(claims).chain(exports).take(MAX_PREFIXES).filter_map(
+            move |(prefix, source, since, allowed)| {
+                let (address, length) = prefix.parse()?;
+                let net = IpNet::new(address, length).ok()?.trunc();
+                Some((node, net, source, since, allowed))
+            },
+        )
+    })
+}
+
+/// Computes all routes. Longest prefix is the FIB's matter; of equal prefixes the cheaper node is installed, of equal
+/// costs the lower NodeId, and of address claims the winner of [`super::claims::wins`].
+pub fn compute(
+    me: NodeId,
+    own: &[IpNet],
+    protected: &[IpNet],
+    reachable: &Reachable,
+    topology: &Topology,
+) -> Rib {
+    let mut by_prefix: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
+    let mut since: BTreeMap<(IpNet, NodeId), u64> = BTreeMap::new();
+    for (node, prefix, source, claimed, allowed) in announced(topology) {
+        if node == me {
+            continue;
+        }
+        since.insert((prefix, node), claimed);
+        let reach = reachable.get(&node).and_then(|ways| ways.first());
+        let refusal = if !allowed {
+            Some("the node's attributes do not allow it this prefix".to_owned())
+        } else {
+            never(prefix).or_else(|| overlap(prefix, protected)).or_else(|| ours(prefix, own))
+        };
+        let (state, reason) = match (refusal, reach) {
+            (Some(reason), _) => (RouteState::Rejected, reason),
+            (None, None) => (RouteState::Shadowed, "no way to the node is known".to_owned()),
+            (None, Some(_)) => (RouteState::Installed, String::new()),
+        };
+        by_prefix.entry(prefix).or_default().push(Route {
+            prefix,
+            node,
+            via: reach.map(|reach| reach.via),
+            metric: reach
+                .map_or(u32::MAX, |reach| u32::try_from(reach.cost_us).unwrap_or(u32::MAX)),
+            source,
+            state,
+            reason,
+        });
+    }
+    let mut rib = Rib::default();
+    for (prefix, mut routes) in by_prefix {
+        routes.sort_by_key(|route| (route.metric, route.node));
+        let installed: Vec<usize> =
+            (0..routes.len()).filter(|&i| routes[i].state == RouteState::Installed).collect();
+        let best = installed.iter().copied().reduce(|best, other| {
+            let claim = |i: usize| {
+                (since.get(&(prefix, routes[i].node)).copied().unwrap_or(0), routes[i].node)
+            };
+            let both = routes[best].source == RouteSource::Claim
+                && routes[other].source == RouteSource::Claim;
+            if both && super::claims::wins(claim(other), claim(best)) { other } else { best }
+        });
+        if let Some(best) = best
+            && installed.len() > 1
+        {
+            let winner = routes[best].node;
+            let names: Vec<String> =
+                installed.iter().map(|&i| routes[i].node.to_string()).collect();
+            rib.conflicts.push(format!(
+                "{prefix} is announced by {}; {winner} carries it",
+                names.join(" and ")
+            ));
+            for i in installed.into_iter().filter(|&i| i != best) {
+                routes[i].state = RouteState::Shadowed;
+                routes[i].reason = format!("{winner} announces the same prefix and is preferred");
+            }
+        }
+        rib.routes.append(&mut routes);
+    }
+    rib
+}
+
+/// What is never imported, whoever announces it.
+fn never(prefix: IpNet) -> Option<String> {
+    let address = prefix.network();
+    let refused = prefix.prefix_len() == 0
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.is_unspecified()
+        || match address {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+    refused
+        .then(|| "default, loopback, link-local and multicast ranges are never imported".to_owned())
+}
+
+fn overlap(prefix: IpNet, protected: &[IpNet]) -> Option<String> {
+    let own = protected.iter().find(|own| own.contains(&prefix) || prefix.contains(*own))?;
+    Some(format!("overlaps {own}, a network of this host"))
+}
+
+fn ours(prefix: IpNet, own: &[IpNet]) -> Option<String> {
+    own.iter()
+        .any(|mine| mine.trunc() == prefix)
+        .then(|| "this node has the same prefix".to_owned())
+}

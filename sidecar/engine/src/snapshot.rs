@@ -1,0 +1,144 @@
+//! What a node looks like right now, for people and metrics; taken on demand, decides nothing.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use wire::{
+    endpoint::{Candidate, NatProfile},
+    id::NodeId,
+};
+
+use crate::path::addr::{Carrier, Hop};
+
+/// A node, whole.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub node: NodeId,
+    pub addresses: Vec<IpNet>,
+    pub servers: Vec<Server>,
+    pub peers: Vec<Peer>,
+    pub routes: Vec<Route>,
+    pub nat: NatProfile,
+    pub nat_tested: Option<Instant>,
+    pub candidates: Vec<Candidate>,
+    pub conflicts: Vec<String>,
+    pub lsdb_entries: usize,
+    pub spf_runs: u64,
+    /// Deadlines, sessions, handshakes and held packets alive, for the leak test.
+    pub live: Live,
+}
+
+/// Counts of live objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    pub timers: usize,
+    pub peers: usize,
+    pub sessions: usize,
+    pub handshakes: usize,
+    pub held_packets: usize,
+    pub lsas: usize,
+}
+
+/// A public server that this node knows.
+#[derive(Clone, Debug)]
+pub struct Server {
+    pub bootstrap: usize,
+    pub node: Option<NodeId>,
+    pub state: ServerState,
+    pub remote: Option<SocketAddr>,
+    pub rtt: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerState {
+    Resolving,
+    Connecting,
+    Attached,
+    Refused(String),
+    Unreachable,
+}
+
+/// A member of the network as seen from here.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub node: NodeId,
+    pub hostname: String,
+    pub version: String,
+    pub addresses: Vec<IpNet>,
+    pub exports: Vec<IpNet>,
+    pub state: PeerState,
+    pub hop: Option<Hop>,
+    /// The relay that carries its traffic.
+    pub via: Option<NodeId>,
+    pub rtt: Option<Duration>,
+    pub loss: f64,
+    pub tx_bytes: u64,
+    pub rx_bytes: u64,
+    pub profile: Option<NatProfile>,
+    pub since: Option<Instant>,
+    pub last_error: Option<String>,
+    pub paths: Vec<Path>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PeerState {
+    Direct,
+    Relayed,
+    /// Reachable over a relay; no session, since there is no traffic.
+    Idle,
+    Connecting,
+    Unreachable,
+}
+
+/// One way to a peer.
+#[derive(Clone, Debug)]
+pub struct Path {
+    pub state: PathState,
+    pub carrier: Carrier,
+    pub hop: Hop,
+    pub via: Option<NodeId>,
+    pub rtt: Option<Duration>,
+    pub rtt_var: Option<Duration>,
+    pub loss: f64,
+    pub mtu: Option<u16>,
+    pub score: Option<Duration>,
+    pub since: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PathState {
+    Primary,
+    Warm,
+    Probing,
+    Suspect,
+    Dead,
+}
+
+/// A row of the RIB.
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub prefix: IpNet,
+    pub node: NodeId,
+    pub via: Option<NodeId>,
+    pub metric: u32,
+    pub source: RouteSource,
+    pub state: RouteState,
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteSource {
+    Lsa,
+    Static,
+    Claim,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteState {
+    Installed,
+    Shadowed,
+    Rejected,
+}
