@@ -36,6 +36,9 @@ pub mod netmon;
 #[cfg(test)]
 mod netns;
 pub mod nft;
+pub mod port;
 pub mod resolve;
 pub mod task;
 pub mod tunnel;
+pub mod udp;
+pub mod worker;
