@@ -1,4 +1,5 @@
 //! Whatever crosses a crate boundary: the simulator, the lab, and what fuzzers call.
 
+pub mod dataplane;
 pub mod fuzz;
 pub mod sim;
