@@ -193,7 +193,7 @@ pub fn encapsulate(
         false
     };
 
-    let to = Sealer { fib, peer, session, next_hop };
+    let to = Sealer { fib, peer, session, next_hop, now };
     let sent = if fragment {
         outbound.fragments(packet, &to, out, sink)
     } else {
@@ -326,6 +326,7 @@ struct Sealer<'a> {
     peer: &'a PeerEntry,
     session: &'a Session,
     next_hop: &'a NextHop,
+    now: Instant,
 }
 
 impl Sealer<'_> {
@@ -382,6 +383,10 @@ impl Sealer<'_> {
 
     fn keep_copy(&self, head: usize, sealed: usize, out: &mut Outbox) {
         let Some(run) = &out.run else { return };
+        let since_epoch = self.now.saturating_duration_since(self.fib.epoch);
+        if !self.peer.stats.may_bicast(sealed as u64, since_epoch) {
+            return;
+        }
         let at = run.len - sealed;
         debug_assert!(at >= head);
         out.copies.extend_from_slice(&(sealed as u32).to_le_bytes());

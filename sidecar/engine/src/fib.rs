@@ -70,7 +70,7 @@ pub struct PeerEntry {
     pub session: Option<Arc<Session>>,
     /// The primary path.
     pub next_hop: Option<NextHop>,
-    /// A second path that gets the same bytes while the primary is suspect.
+    /// A second path that gets the same bytes, up to 2 Mbit/s, while the primary is suspect.
     pub bicast: Option<NextHop>,
     /// Longest IP packet that fits the path, its relay's header included.
     pub mtu: u16,
@@ -212,11 +212,27 @@ impl NextHop {
 }
 
 /// What passed between us and a peer; outlives paths and sessions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PeerStats {
     pub direct: Traffic,
     pub relayed: Traffic,
     warm: AtomicBool,
+    bicast: Meter,
+}
+
+/// What a suspect path may cost twice: 2 Mbit/s, and a burst of it at once.
+const BICAST_RATE: u64 = 250_000;
+const BICAST_BURST: u64 = 64 * 1024;
+
+impl Default for PeerStats {
+    fn default() -> Self {
+        Self {
+            direct: Traffic::default(),
+            relayed: Traffic::default(),
+            warm: AtomicBool::new(false),
+            bicast: Meter::new(BICAST_RATE, BICAST_BURST),
+        }
+    }
 }
 
 impl PeerStats {
@@ -229,6 +245,12 @@ impl PeerStats {
     /// stats are cold.
     pub fn cool(&self) {
         self.warm.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the second path may have `bytes` too.
+    #[inline]
+    pub(crate) fn may_bicast(&self, bytes: u64, since_epoch: Duration) -> bool {
+        self.bicast.take(bytes, since_epoch)
     }
 
     /// Notes user traffic; true if the peer was cold.
