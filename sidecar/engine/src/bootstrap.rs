@@ -73,6 +73,11 @@ impl Bootstrap {
         Some(Whois::ask(self.txid))
     }
 
+    /// The question, for a connection that just came up.
+    pub fn question(&self) -> [u8; wire::datagram::WHOIS_LEN] {
+        Whois::ask(self.txid)
+    }
+
     /// True if the answer was to our question; the entry has keys then.
     pub fn answered(&mut self, whois: &Whois) -> bool {
         if !whois.answer || whois.txid != self.txid || self.keys.is_some() || self.ask_at.is_none()

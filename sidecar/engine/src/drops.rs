@@ -70,6 +70,23 @@ reasons! {
     TunWrite = "tun_write",
     /// The queue to the engine is full.
     PuntFull = "punt_full",
+    /// A datagram under an index that nobody has.
+    UnknownSession = "unknown_session",
+    /// More initiations than one source may send.
+    InitiationRate = "initiation_rate",
+    /// INIT for another key than ours.
+    BadMac1 = "bad_mac1",
+    /// A handshake message that does not authenticate.
+    BadHandshake = "bad_handshake",
+    /// A certificate or attributes that the network's root did not give.
+    BadCertificate = "bad_certificate",
+    WrongNetwork = "wrong_network",
+    /// INIT for a role that this node does not have.
+    WrongRole = "wrong_role",
+    /// Another node has this one's short id.
+    DuplicateKey = "duplicate_key",
+    /// An LSA beyond its signer's share, or too old.
+    LsaRefused = "lsa_refused",
     /// One source asked the engine for more than its share.
     PuntLimited = "punt_limited",
 }

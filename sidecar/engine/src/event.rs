@@ -19,6 +19,8 @@ pub enum Input<'a> {
     Datagram { arrival: Arrival, bytes: &'a [u8] },
     /// A record of a session that the fast path opened: control, keepalive, fragment.
     Record { arrival: Arrival, session: u32, kind: Kind, plaintext: &'a [u8] },
+    /// The first packet under a session authenticated.
+    Heard { arrival: Arrival, session: u32 },
     /// An IP packet from the TUN to a peer without a session.
     Outbound { packet: &'a [u8], peer: NodeId },
     /// Traffic with a peer that was quiet began.

@@ -11,10 +11,12 @@
 // Tests have to take their first instant from somewhere.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+mod accept;
 pub mod attach;
 pub mod bootstrap;
 pub mod config;
 pub mod drops;
+pub mod engine;
 pub mod event;
 pub mod fastpath;
 pub mod fib;
@@ -23,7 +25,14 @@ pub mod link;
 pub mod nat;
 pub mod offload;
 pub mod path;
+mod peer;
 pub mod punch;
+mod reassembly;
+mod record;
 pub mod routing;
+pub mod server;
 pub mod snapshot;
 pub mod timer;
+
+pub use engine::Engine;
+pub use server::Server;

@@ -200,6 +200,22 @@ impl Agent {
         self.paths.get(&way)
     }
 
+    /// Round trip of the primary.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.paths.get(&self.primary?)?.estimate.rtt()
+    }
+
+    /// The ground may have moved: everything is probed now.
+    pub fn check_all(&mut self, now: Instant) {
+        for path in self.paths.values_mut() {
+            path.next_probe = now;
+            path.probes = 0;
+        }
+        if self.active && self.primary.is_some() {
+            self.silent_since.get_or_insert(now);
+        }
+    }
+
     /// Whether probing runs: the peer has a session.
     pub fn set_active(&mut self, active: bool, now: Instant) {
         if self.active == active {
@@ -642,6 +658,11 @@ impl Path {
             Way::Direct(hop) => score::class(hop),
         };
         Some((self.estimate.cost()? + class.cost).saturating_sub(class.bonus))
+    }
+
+    /// Probes that were answered.
+    pub fn acks(&self) -> u32 {
+        self.acks
     }
 
     /// Smoothed loss of probes, 0 to 1.

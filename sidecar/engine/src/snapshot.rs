@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use wire::{
     endpoint::{Candidate, NatProfile},
-    id::NodeId,
+    id::{NetworkId, NodeId},
 };
 
 use crate::path::addr::{Carrier, Hop};
@@ -17,6 +17,7 @@ use crate::path::addr::{Carrier, Hop};
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub node: NodeId,
+    pub network: NetworkId,
     pub addresses: Vec<IpNet>,
     pub servers: Vec<Server>,
     pub peers: Vec<Peer>,
@@ -26,6 +27,8 @@ pub struct Snapshot {
     pub candidates: Vec<Candidate>,
     pub conflicts: Vec<String>,
     pub lsdb_entries: usize,
+    /// Equal digests are equal databases.
+    pub lsdb_digest: u64,
     pub spf_runs: u64,
     /// Deadlines, sessions, handshakes and held packets alive, for the leak test.
     pub live: Live,
@@ -40,6 +43,9 @@ pub struct Live {
     pub handshakes: usize,
     pub held_packets: usize,
     pub lsas: usize,
+    pub indices: usize,
+    pub punches: usize,
+    pub pulls: usize,
 }
 
 /// A public server that this node knows.
@@ -48,8 +54,12 @@ pub struct Server {
     pub bootstrap: usize,
     pub node: Option<NodeId>,
     pub state: ServerState,
+    /// A public server, not a member.
+    pub is_server: bool,
     pub remote: Option<SocketAddr>,
     pub rtt: Option<Duration>,
+    /// Its clock less ours, in seconds.
+    pub clock_offset_s: Option<i64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +68,8 @@ pub enum ServerState {
     Connecting,
     Attached,
     Refused(String),
-    Unreachable,
+    /// It answers, or should, and why that leads nowhere.
+    Failing(String),
 }
 
 /// A member of the network as seen from here.
@@ -114,7 +125,6 @@ pub enum PathState {
     Warm,
     Probing,
     Suspect,
-    Dead,
 }
 
 /// A row of the RIB.

@@ -200,6 +200,11 @@ impl Responder {
         Ok(Self { noise: Box::new(noise), remote, payload, receiver_index: init.sender_index })
     }
 
+    /// The index that the initiator wants to be answered at.
+    pub fn receiver_index(&self) -> u32 {
+        self.receiver_index
+    }
+
     /// Answers. Role and epoch of `payload` are set to these; its AEAD is chosen from what both offer.
     pub fn respond(
         mut self,

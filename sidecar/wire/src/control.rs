@@ -10,7 +10,7 @@ use crate::{certificate::Signed, endpoint::NatProfile};
 pub struct Control {
     #[prost(
         oneof = "Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22"
     )]
     pub body: Option<Body>,
 }
@@ -64,6 +64,9 @@ pub enum Body {
     /// Where the sender may be reached, when it did not ride in the handshake or changed since.
     #[prost(message, tag = "21")]
     Endpoints(Endpoints),
+    /// A piece of a record that does not fit a datagram.
+    #[prost(message, tag = "22")]
+    Chunk(Chunk),
 }
 
 impl From<Body> for Control {
@@ -297,6 +300,20 @@ pub struct Ping {
     pub id: u64,
     #[prost(uint64, tag = "2")]
     pub sent_us: u64,
+}
+
+/// A piece of an encoded [`Control`] record.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct Chunk {
+    /// The same in all pieces of one record.
+    #[prost(fixed64, tag = "1")]
+    pub id: u64,
+    #[prost(uint32, tag = "2")]
+    pub index: u32,
+    #[prost(uint32, tag = "3")]
+    pub count: u32,
+    #[prost(bytes = "vec", tag = "4")]
+    pub bytes: Vec<u8>,
 }
 
 /// The encrypted payload of INIT; framed as `u16 length │ protobuf │ zeros` to its fixed size.

@@ -116,6 +116,30 @@ pub enum Behaviour {
     None = 4,
 }
 
+impl Behaviour {
+    /// As people read a mapping: RFC 4787's words, shortened.
+    pub fn mapping_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::EndpointIndependent => "eim",
+            Self::AddressDependent => "adm",
+            Self::AddressPortDependent => "apdm",
+            Self::None => "none",
+        }
+    }
+
+    /// As people read a filter.
+    pub fn filtering_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::EndpointIndependent => "eif",
+            Self::AddressDependent => "adf",
+            Self::AddressPortDependent => "apdf",
+            Self::None => "none",
+        }
+    }
+}
+
 /// How a NAT chooses the external port of a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]

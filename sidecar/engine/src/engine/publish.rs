@@ -1,0 +1,316 @@
+//! The tables of the fast path, and snapshots for people.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
+
+use ipnet::IpNet;
+use wire::{
+    certificate::Prefix,
+    datagram::{DATA_OVERHEAD, TRANSIT_LEN},
+    id::NodeId,
+};
+
+use super::Engine;
+use crate::{
+    fib::{Fib, Forward, Link, Local, NextHop, PeerEntry},
+    path::{self, State, Way},
+    peer::Kind,
+    routing::topology::Member,
+    snapshot::{self, Live, PathState, PeerState, RouteState, ServerState, Snapshot},
+};
+
+/// What a datagram may hold on any underlay that we were not told otherwise of: 1500 less IPv6 and UDP headers.
+const UNDERLAY: u16 = 1452;
+
+impl Engine {
+    /// The fast path's tables of this moment.
+    pub(super) fn fib(&self) -> Fib {
+        let mut fib = Fib::new(self.me, self.started, self.config.mtu);
+        fib.local = Arc::new(Local {
+            addresses: self.host.addresses.iter().map(IpNet::addr).collect(),
+            exports: self.config.exports.clone(),
+        });
+        fib.routes = Arc::clone(&self.routes);
+        fib.peers = Arc::clone(&self.entries);
+        fib.sessions = Arc::clone(&self.sessions);
+        fib.links = Arc::new(self.link_table());
+        fib.forwards = Arc::new(self.forward_table());
+        fib.drops = Arc::clone(&self.drops);
+        fib
+    }
+
+    /// Over which sessions TRANSIT may arrive: those with servers and with members that carry for others, and, if we do,
+    /// those with everybody, who then speaks for itself alone.
+    fn link_table(&self) -> BTreeMap<u32, Link> {
+        let network = self.config.membership.network;
+        let mut links = BTreeMap::new();
+        for peer in self.peers.values() {
+            let carries = peer.kind == Kind::Server
+                || self.topology.member(peer.node).is_some_and(|member| member.body.transit);
+            if !carries && !self.config.transit {
+                continue;
+            }
+            for session in peer.sessions.all() {
+                let vouched = (!carries).then(|| peer.node.short());
+                let link = Link { session: Arc::clone(session), network, vouched, quota: None };
+                links.insert(session.local_index(), link);
+            }
+        }
+        links
+    }
+
+    fn forward_table(&self) -> BTreeMap<(wire::id::NetworkId, wire::id::ShortId), Forward> {
+        let mut forwards = BTreeMap::new();
+        if !self.config.transit {
+            return forwards;
+        }
+        let network = self.config.membership.network;
+        for (node, _) in self.topology.members() {
+            let own =
+                self.peers.get(&node).is_some_and(|peer| peer.agent.is_direct()).then_some(node);
+            let next = own.or_else(|| {
+                let ways = self.reachable.get(&node)?;
+                ways.iter()
+                    .map(|reach| reach.via)
+                    .find(|via| self.links.get(via).is_some_and(|adjacency| !adjacency.server))
+            });
+            let Some(peer) = next.and_then(|next| self.peers.get(&next)) else { continue };
+            let (Some(link), Some(Way::Direct(hop))) =
+                (peer.sessions.sending(), peer.agent.primary())
+            else {
+                continue;
+            };
+            forwards.insert((network, node.short()), Forward { link: Arc::clone(link), hop });
+        }
+        forwards
+    }
+
+    /// Entries of everybody who has routes.
+    pub(super) fn rebuild_entries(&mut self, now: Instant) {
+        let mut nodes: Vec<NodeId> =
+            super::routes::installed(&self.rib.routes).map(|(_, node)| node).collect();
+        nodes.extend(self.entries.keys());
+        nodes.sort_unstable();
+        nodes.dedup();
+        for node in nodes {
+            self.update_entry(node, now);
+        }
+    }
+
+    /// Brings the fast path's entry of one peer up to date.
+    pub(super) fn update_entry(&mut self, node: NodeId, _now: Instant) {
+        self.fib_dirty = true;
+        let is_member = self.topology.member(node).is_some();
+        let peer = self.peers.get(&node).filter(|peer| peer.kind != Kind::Server);
+        if !is_member && peer.is_none() {
+            if self.entries.contains_key(&node) {
+                Arc::make_mut(&mut self.entries).remove(&node);
+            }
+            return;
+        }
+        let session = peer.and_then(|peer| peer.sessions.sending().cloned());
+        let way = peer.and_then(|peer| peer.agent.primary());
+        let next_hop = way.and_then(|way| self.next_hop(node, way));
+        let bicast =
+            peer.and_then(|peer| peer.agent.bicast()).and_then(|way| self.next_hop(node, way));
+        let relayed = next_hop.as_ref().is_none_or(NextHop::is_relayed) || bicast.is_some();
+        let overhead = DATA_OVERHEAD + if relayed { TRANSIT_LEN } else { 0 };
+        let fits = UNDERLAY - u16::try_from(overhead).unwrap_or(0);
+        let allowed: Arc<[IpNet]> = self.allowed(node).into();
+        let before = self.entries.get(&node);
+        let entry = PeerEntry {
+            node,
+            session,
+            next_hop,
+            bicast,
+            mtu: self.config.mtu.min(fits),
+            allowed: before
+                .map(|before| &before.allowed)
+                .filter(|same| **same == allowed)
+                .cloned()
+                .unwrap_or(allowed),
+            stats: before.map(|before| Arc::clone(&before.stats)).unwrap_or_default(),
+        };
+        Arc::make_mut(&mut self.entries).insert(node, Arc::new(entry));
+    }
+
+    /// Inner sources that a peer may use: what it announces, as far as it was not refused.
+    fn allowed(&self, node: NodeId) -> Vec<IpNet> {
+        let routes = self.rib.routes.iter();
+        routes
+            .filter(|route| route.node == node && route.state != RouteState::Rejected)
+            .map(|route| route.prefix)
+            .collect()
+    }
+
+    /// The node as it is now.
+    pub fn snapshot(&self, _now: Instant) -> Snapshot {
+        Snapshot {
+            node: self.me,
+            network: self.config.membership.network,
+            addresses: self.host.addresses.clone(),
+            servers: self.snapshot_servers(),
+            peers: self.snapshot_peers(),
+            routes: self.rib.routes.clone(),
+            nat: self.nat.profile(),
+            nat_tested: self.nat.tested(),
+            candidates: self.own_candidates(),
+            conflicts: self.rib.conflicts.clone(),
+            lsdb_entries: self.lsdb.len(),
+            lsdb_digest: self.lsdb.root(),
+            spf_runs: self.spf_runs,
+            live: Live {
+                timers: self.timers.len(),
+                peers: self.peers.len(),
+                sessions: self.sessions.len(),
+                handshakes: self.peers.values().filter(|peer| peer.handshake.is_some()).count(),
+                held_packets: self.hold.len(),
+                lsas: self.lsdb.len(),
+                indices: self.indices.len(),
+                punches: self.punch.len(),
+                pulls: self.flood.waiting(),
+            },
+        }
+    }
+
+    fn snapshot_servers(&self) -> Vec<snapshot::Server> {
+        let servers = self.bootstraps.iter().enumerate().map(|(bootstrap, entry)| {
+            let node = entry.bootstrap.node();
+            let peer = node.and_then(|node| self.peers.get(&node));
+            let adjacency = node.and_then(|node| self.links.get(&node));
+            let error = peer.and_then(|peer| peer.last_error.clone());
+            let state = match adjacency {
+                Some(adjacency) if adjacency.refused.is_some() => {
+                    ServerState::Refused(adjacency.refused.clone().unwrap_or_default())
+                }
+                Some(adjacency) if adjacency.registered || !adjacency.server => {
+                    ServerState::Attached
+                }
+                Some(_) => ServerState::Connecting,
+                None if entry.bootstrap.addrs.is_empty() => ServerState::Resolving,
+                None => error.map_or(ServerState::Connecting, ServerState::Failing),
+            };
+            snapshot::Server {
+                bootstrap,
+                node,
+                state,
+                is_server: peer.is_some_and(|peer| peer.kind == Kind::Server),
+                remote: peer
+                    .and_then(|peer| match peer.agent.primary()? {
+                        Way::Direct(hop) => Some(hop.remote()),
+                        Way::Relayed(_) => None,
+                    })
+                    .or(entry.bootstrap.addrs.first().copied()),
+                rtt: peer.and_then(|peer| peer.agent.rtt()),
+                clock_offset_s: peer.and_then(|peer| peer.clock_offset),
+            }
+        });
+        servers.collect()
+    }
+
+    fn snapshot_peers(&self) -> Vec<snapshot::Peer> {
+        self.topology
+            .members()
+            .filter(|(node, _)| *node != self.me)
+            .map(|(node, member)| self.peer(node, member))
+            .collect()
+    }
+
+    fn peer(&self, node: NodeId, member: &Member) -> snapshot::Peer {
+        let peer = self.peers.get(&node);
+        let primary = peer.and_then(|peer| peer.agent.primary());
+        let up = peer.is_some_and(|peer| peer.sessions.sending().is_some());
+        let reachable = self.reachable.get(&node);
+        let state = match (up, primary) {
+            (true, Some(Way::Direct(_))) => PeerState::Direct,
+            (true, Some(Way::Relayed(_))) => PeerState::Relayed,
+            (true, None) => PeerState::Unreachable,
+            (false, _) if peer.is_some_and(|peer| peer.handshake.is_some()) => {
+                PeerState::Connecting
+            }
+            (false, _) if reachable.is_some() => PeerState::Idle,
+            (false, _) => PeerState::Unreachable,
+        };
+        let stats =
+            self.entries.get(&node).map(|entry| Arc::clone(&entry.stats)).unwrap_or_default();
+        let (direct, relayed) = (stats.direct.counts(), stats.relayed.counts());
+        let via = match primary.filter(|_| up) {
+            Some(Way::Relayed(via)) => Some(via),
+            Some(Way::Direct(_)) => None,
+            None => reachable
+                .and_then(|ways| ways.first())
+                .map(|reach| reach.via)
+                .filter(|via| *via != node),
+        };
+        let path = primary.and_then(|way| peer?.agent.path(way));
+        let claims = member.body.claims.iter().filter_map(|claim| claim.prefix.as_ref());
+        snapshot::Peer {
+            node,
+            hostname: member.body.hostname.clone(),
+            version: member.body.version.clone(),
+            addresses: member.body.addresses.iter().chain(claims).filter_map(net).collect(),
+            exports: member.body.exports.iter().filter_map(net).collect(),
+            state,
+            hop: primary
+                .filter(|_| up)
+                .and_then(|way| self.next_hop(node, way))
+                .map(|next| *next.hop()),
+            via,
+            rtt: path.and_then(|path| path.estimate.rtt()),
+            loss: path.map_or(0.0, path::Path::loss),
+            tx_bytes: direct.tx_bytes + relayed.tx_bytes,
+            rx_bytes: direct.rx_bytes + relayed.rx_bytes,
+            profile: peer.and_then(|peer| peer.endpoints.profile.clone()),
+            since: peer.and_then(|peer| peer.since),
+            last_error: peer.and_then(|peer| peer.last_error.clone()),
+            paths: peer.map(|peer| self.paths(node, &peer.agent)).unwrap_or_default(),
+        }
+    }
+
+    fn paths(&self, node: NodeId, agent: &path::Agent) -> Vec<snapshot::Path> {
+        agent
+            .paths()
+            .filter_map(|path| {
+                let hop = *self.next_hop(node, path.way)?.hop();
+                Some(snapshot::Path {
+                    state: match path.state {
+                        State::Primary => PathState::Primary,
+                        State::Warm => PathState::Warm,
+                        State::Probing => PathState::Probing,
+                        State::Suspect => PathState::Suspect,
+                    },
+                    carrier: hop.carrier(),
+                    hop,
+                    via: match path.way {
+                        Way::Direct(_) => None,
+                        Way::Relayed(via) => Some(via),
+                    },
+                    rtt: path.estimate.rtt(),
+                    rtt_var: path.estimate.variation(),
+                    loss: path.loss(),
+                    mtu: None,
+                    score: path.score(),
+                    since: path.since,
+                })
+            })
+            .collect()
+    }
+
+    /// The member that an overlay address or a host name belongs to.
+    pub fn find(&self, name: &str) -> Option<NodeId> {
+        if let Ok(address) = name.parse::<IpAddr>() {
+            return self.routes.longest_match(address);
+        }
+        let by_id = |node: &NodeId| {
+            node.to_string().starts_with(&name.to_ascii_lowercase()) && name.len() >= 8
+        };
+        let members: Vec<(NodeId, &Member)> =
+            self.topology.members().filter(|(node, _)| *node != self.me).collect();
+        let named = members.iter().find(|(_, member)| member.body.hostname == name);
+        named.or_else(|| members.iter().find(|(node, _)| by_id(node))).map(|(node, _)| *node)
+    }
+}
+
+fn net(prefix: &Prefix) -> Option<IpNet> {
+    let (address, length) = prefix.parse()?;
+    IpNet::new(address, length).ok()
+}

@@ -1,0 +1,441 @@
+//! Probes, paths, NAT discovery and punching.
+
+use std::time::{Duration, Instant};
+
+use wire::{
+    control::{Body, Endpoints, Punch},
+    datagram::{Probe, ProbeOp},
+    endpoint::Candidate,
+    id::NodeId,
+    packet::Kind as RecordKind,
+    stun::Message,
+};
+
+use super::{Engine, QUIET, SOUGHT_FOR, WATCH, Wake};
+use crate::{
+    config::{P2p, PunchMode},
+    drops::DropReason,
+    event::{Notice, NoticeKind, Transmit},
+    path::{
+        self, State, Way,
+        addr::{Arrival, Hop},
+    },
+    peer::Kind,
+    punch::{self, Side},
+};
+
+/// A probe may be this old by the asker's clock; NATs and relays add milliseconds, suspended machines minutes.
+const RECENT: Duration = Duration::from_secs(30);
+/// A suspect path without another one for this long: the peer may have restarted, so INIT is said again.
+const LOST: Duration = Duration::from_millis(300);
+
+impl Engine {
+    /// Sends what a peer's path agent wants sent, and publishes what it chose.
+    pub(super) fn drain_agent(&mut self, node: NodeId, now: Instant) {
+        let mut changed = false;
+        while let Some(output) = self.peers.get_mut(&node).and_then(|peer| peer.agent.poll_output())
+        {
+            match output {
+                path::Output::Probe { way, txid } => self.send_probe(node, way, txid, None, now),
+                path::Output::Changed { before, after, reason } => {
+                    changed = true;
+                    self.on_path_changed(node, before, after, reason, now);
+                }
+            }
+        }
+        if changed {
+            self.update_entry(node, now);
+            self.link_if_neighbour(node, now);
+        }
+        self.arm_peer(node);
+    }
+
+    fn on_path_changed(
+        &mut self,
+        node: NodeId,
+        before: Option<Way>,
+        after: Option<Way>,
+        reason: path::Reason,
+        now: Instant,
+    ) {
+        let direct = after.is_some_and(|way| way.is_direct());
+        if direct && before.is_none_or(|way| !way.is_direct()) {
+            self.punch.succeeded(node, now);
+        }
+        if self.links.contains_key(&node) {
+            // Everybody behind this link is reached in another way now.
+            let behind: Vec<NodeId> = self
+                .peers
+                .iter()
+                .filter(|(_, peer)| peer.agent.paths().any(|path| path.way == Way::Relayed(node)))
+                .map(|(behind, _)| *behind)
+                .collect();
+            for behind in behind {
+                self.update_entry(behind, now);
+            }
+            self.fib_dirty = true;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.kind == Kind::Server && reason != path::Reason::Gone {
+            return;
+        }
+        let took = direct
+            .then(|| peer.wanted.take())
+            .flatten()
+            .map(|wanted| now.saturating_duration_since(wanted));
+        let message = match after {
+            Some(Way::Direct(_)) => "Direct path carries the traffic",
+            Some(Way::Relayed(_)) => "A relay carries the traffic",
+            None => "No path is left",
+        };
+        let mut notice = Notice::new(NoticeKind::PathPrimary, Some(node), message)
+            .with("reason", reason.as_str());
+        match after {
+            Some(Way::Direct(hop)) => notice = notice.with("remote", hop.remote()),
+            Some(Way::Relayed(via)) => notice = notice.with("via", via),
+            None => {}
+        }
+        if let Some(took) = took {
+            notice = notice.with("after_ms", took.as_millis());
+        }
+        self.notice(notice);
+        if !direct {
+            self.seek_direct(node, now);
+        }
+    }
+
+    fn send_probe(&mut self, node: NodeId, way: Way, txid: u64, ttl: Option<u8>, now: Instant) {
+        let Some(session) = self.peers.get(&node).and_then(|peer| peer.sessions.sending()) else {
+            return;
+        };
+        let micros = self.micros(now);
+        let mut probe =
+            Probe::encode(ProbeOp::Ask, 0, session.remote_index(), txid, micros, None, 0);
+        session.sign_probe(&mut probe);
+        let Some(next) = self.next_hop(node, way) else { return };
+        let (hop, bytes) = next.wrap(self.me.short(), probe);
+        self.transmits.push_back(Transmit { hop, bytes, ttl });
+    }
+
+    pub(super) fn on_probe(&mut self, arrival: Arrival, probe: &Probe<'_>, now: Instant) {
+        let Some(session) = self.sessions.get(&probe.receiver_index).cloned() else {
+            return self.drop_packet(DropReason::UnknownSession);
+        };
+        if !session.verify_probe(probe.bytes) {
+            return self.drop_packet(DropReason::Forged);
+        }
+        let node = session.peer();
+        let Some(way) = self.way_of(arrival) else { return };
+        match probe.op {
+            ProbeOp::Ask => {
+                let their_now = Duration::from_micros(probe.sender_time);
+                let Some(peer) = self.peers.get_mut(&node) else { return };
+                if !peer.clock.is_recent(their_now, RECENT, now) {
+                    return self.drop_packet(DropReason::Replayed);
+                }
+                if way != Way::Relayed(node) {
+                    peer.agent.asked(way, now);
+                }
+                let seen = arrival.via.is_none().then(|| arrival.hop.remote());
+                let mut ack = Probe::encode(
+                    ProbeOp::Ack,
+                    probe.seq,
+                    session.remote_index(),
+                    probe.txid,
+                    probe.sender_time,
+                    seen,
+                    probe.bytes.len(),
+                );
+                session.sign_probe(&mut ack);
+                self.reply(arrival, ack);
+            }
+            ProbeOp::Ack => {
+                let Some(peer) = self.peers.get_mut(&node) else { return };
+                if peer.agent.acknowledged(probe.txid, now).is_none() {
+                    return self.drop_packet(DropReason::Replayed);
+                }
+                if let Some(adjacency) = self.links.get_mut(&node) {
+                    adjacency.link.heard(now);
+                }
+            }
+        }
+        self.drain_agent(node, now);
+    }
+
+    /// The fast path saw the first packet of a quiet peer.
+    pub(super) fn on_active(&mut self, node: NodeId, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.traffic = Some(now);
+            if !peer.agent.is_direct() {
+                peer.wanted.get_or_insert(now);
+            }
+        }
+        self.timers.set_earlier(Wake::Watch(node), now + WATCH);
+        self.seek_direct(node, now);
+    }
+
+    /// Looks at what the fast path stamped, for as long as there is traffic.
+    pub(super) fn watch(&mut self, node: NodeId, now: Instant) {
+        let Some(entry) = self.entries.get(&node) else { return };
+        let stats = std::sync::Arc::clone(&entry.stats);
+        let (direct, relayed) = (stats.direct.counts(), stats.relayed.counts());
+        let at = |stamp: Option<Duration>| stamp.map(|since| self.started + since);
+        let tx = at(direct.last_tx.max(relayed.last_tx));
+        let rx = at(direct.last_rx.max(relayed.last_rx));
+        let last = tx.max(rx);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.traffic = peer.traffic.max(last);
+        peer.agent.traffic(tx, rx, now);
+        let lost = peer.agent.primary().and_then(|way| peer.agent.path(way)).is_some_and(|path| {
+            path.state == State::Suspect && now.saturating_duration_since(path.since) >= LOST
+        });
+        let quiet = last.is_none_or(|last| now.saturating_duration_since(last) >= QUIET);
+        if quiet {
+            stats.cool();
+        } else {
+            self.timers.set(Wake::Watch(node), Some(now + WATCH));
+        }
+        if lost && self.peers.get(&node).is_some_and(|peer| peer.handshake.is_none()) {
+            self.initiate(node, now);
+        }
+        self.drain_agent(node, now);
+    }
+
+    /// Asks for a direct path to a peer with traffic, unless there is one.
+    pub(super) fn seek_direct(&mut self, node: NodeId, now: Instant) {
+        if self.config.p2p == P2p::RelayOnly || self.config.punch == PunchMode::Off {
+            return;
+        }
+        let Some(peer) = self.peers.get(&node) else { return };
+        if peer.kind != Kind::Member || peer.agent.is_direct() || peer.sessions.sending().is_none()
+        {
+            return;
+        }
+        if peer.busy(SOUGHT_FOR, now) && !self.punch.running(node) {
+            self.punch.want(node, &mut self.rng, now);
+        }
+    }
+
+    /// The handshake told both sides all they need; `t0` is the common start.
+    pub(super) fn punch_after_handshake(&mut self, node: NodeId, t0: Instant, now: Instant) {
+        if self.config.p2p == P2p::RelayOnly || self.config.punch == PunchMode::Off {
+            return;
+        }
+        if self.peers.get(&node).is_none_or(|peer| peer.agent.is_direct()) {
+            return;
+        }
+        self.start_punch(node, t0, now);
+    }
+
+    fn start_punch(&mut self, node: NodeId, t0: Instant, now: Instant) {
+        let profile = self.nat.profile();
+        let candidates = self.own_candidates();
+        let Some(peer) = self.peers.get(&node) else { return };
+        let theirs: Vec<Candidate> = peer
+            .endpoints
+            .candidates
+            .iter()
+            .filter(|candidate| {
+                !self.is_overlay(candidate.addr) && self.socket_for(candidate.addr).is_some()
+            })
+            .copied()
+            .collect();
+        let their_profile = peer.endpoints.profile.clone().unwrap_or_default();
+        self.punch.start(
+            node,
+            Side { profile: &profile, candidates: &candidates },
+            Side { profile: &their_profile, candidates: &theirs },
+            t0,
+            now,
+        );
+    }
+
+    pub(super) fn on_punch_output(&mut self, output: punch::Output, now: Instant) {
+        match output {
+            punch::Output::Probe { peer, to, ttl } => {
+                let Some(way) = self.udp_way(to) else { return };
+                let Some(state) = self.peers.get_mut(&peer) else { return };
+                if state.agent.is_direct() {
+                    return;
+                }
+                let txid = state.agent.probe(way, now);
+                self.send_probe(peer, way, txid, ttl, now);
+                self.arm_peer(peer);
+            }
+            punch::Output::Request { peer } => {
+                let wanted = self.peers.get(&peer).is_some_and(|state| {
+                    !state.agent.is_direct()
+                        && state.busy(SOUGHT_FOR, now)
+                        && state.sessions.sending().is_some()
+                });
+                if !wanted {
+                    return self.punch.forget(peer);
+                }
+                let endpoints = Some(self.own_endpoints());
+                let attempt = self.micros(now);
+                self.send_control(
+                    peer,
+                    Body::PunchRequest(Punch { attempt, endpoints, ..Punch::default() }),
+                    now,
+                );
+            }
+            punch::Output::Started { peer, strategy } => {
+                let notice =
+                    Notice::new(NoticeKind::PunchStarted, Some(peer), "Seeking a direct path");
+                self.notice(notice.with("plan", strategy.as_str()));
+            }
+            punch::Output::Ended { peer, strategy, direct, took } => {
+                let message = if direct {
+                    "Direct path found"
+                } else {
+                    "No direct path found; the relay carries on"
+                };
+                let notice = Notice::new(NoticeKind::PunchEnded, Some(peer), message)
+                    .with("plan", strategy.as_str())
+                    .with("outcome", if direct { "direct" } else { "relayed" })
+                    .with("ms", took.as_millis());
+                self.notice(notice);
+            }
+        }
+    }
+
+    pub(super) fn on_punch_request(&mut self, from: NodeId, punch: &Punch, now: Instant) {
+        if self.config.p2p == P2p::RelayOnly || self.config.punch == PunchMode::Off {
+            return;
+        }
+        let rtt = self.rtt(from);
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if let Some(endpoints) = &punch.endpoints {
+            peer.endpoints = crate::peer::Endpoints::from(endpoints);
+        }
+        let ack = Punch {
+            attempt: punch.attempt,
+            endpoints: Some(self.own_endpoints()),
+            ..Punch::default()
+        };
+        self.send_control(from, Body::PunchAck(ack), now);
+        // The asker starts when our answer arrives.
+        self.start_punch(from, now + rtt / 2, now);
+    }
+
+    pub(super) fn on_punch_ack(&mut self, from: NodeId, punch: &Punch, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if let Some(endpoints) = &punch.endpoints {
+            peer.endpoints = crate::peer::Endpoints::from(endpoints);
+        }
+        if !peer.agent.is_direct() {
+            self.start_punch(from, now, now);
+        }
+    }
+
+    pub(super) fn on_endpoints(&mut self, from: NodeId, endpoints: &Endpoints, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let before =
+            std::mem::replace(&mut peer.endpoints, crate::peer::Endpoints::from(endpoints));
+        let news = before.profile != peer.endpoints.profile
+            || before.candidates != peer.endpoints.candidates;
+        if news && !peer.agent.is_direct() {
+            if self.punch.running(from) {
+                self.start_punch(from, now, now);
+            } else {
+                self.punch.reset(from);
+                self.seek_direct(from, now);
+            }
+        }
+    }
+
+    /// Where this node may be reached, as told to peers.
+    pub(super) fn own_endpoints(&self) -> Endpoints {
+        Endpoints {
+            profile: Some(self.nat.profile()),
+            candidates: Candidate::pack_all(&self.own_candidates()),
+            revision: self.endpoints_revision,
+        }
+    }
+
+    pub(super) fn own_candidates(&self) -> Vec<Candidate> {
+        if self.config.p2p == P2p::RelayOnly {
+            return Vec::new();
+        }
+        let mut candidates = self.nat.candidates();
+        candidates.retain(|candidate| !self.is_overlay(candidate.addr));
+        candidates
+    }
+
+    pub(super) fn on_stun(&mut self, bytes: &[u8], now: Instant) {
+        let before = self.nat.profile();
+        let known = Message::parse(bytes).is_some_and(|message| self.nat.answered(&message, now));
+        if !known {
+            return self.drop_packet(DropReason::Malformed);
+        }
+        self.profile_may_have_changed(&before, now);
+    }
+
+    pub(super) fn on_nat_timeout(&mut self, now: Instant) {
+        let before = self.nat.profile();
+        let (asks, ended) = self.nat.handle_timeout(&mut self.rng, now);
+        for ask in asks {
+            let hop = Hop::Udp { socket: ask.socket, remote: ask.to };
+            self.transmits.push_back(Transmit { hop, bytes: ask.bytes, ttl: None });
+        }
+        if ended {
+            self.profile_may_have_changed(&before, now);
+        }
+    }
+
+    fn profile_may_have_changed(&mut self, before: &wire::endpoint::NatProfile, now: Instant) {
+        let profile = self.nat.profile();
+        if profile == *before {
+            return;
+        }
+        self.endpoints_revision += 1;
+        let notice = Notice::new(NoticeKind::NatProfile, None, "NAT behaviour found")
+            .with("mapping", profile.mapping().mapping_str());
+        self.notice(notice);
+        self.tell_endpoints(now);
+    }
+
+    /// Tells everybody who still reaches us over a relay where we are.
+    fn tell_endpoints(&mut self, now: Instant) {
+        let relayed: Vec<NodeId> = self
+            .peers
+            .values()
+            .filter(|peer| {
+                peer.kind == Kind::Member
+                    && peer.sessions.sending().is_some()
+                    && !peer.agent.is_direct()
+            })
+            .map(|peer| peer.node)
+            .collect();
+        for node in relayed {
+            self.punch.reset(node);
+            self.send_control(node, Body::Endpoints(self.own_endpoints()), now);
+            self.seek_direct(node, now);
+        }
+    }
+
+    /// Addresses or links of the host changed: every path is looked at now, not when its time comes.
+    pub(super) fn underlay_changed(&mut self, now: Instant) {
+        self.endpoints_revision += 1;
+        for index in 0..self.bootstraps.len() {
+            self.timers.set(Wake::Bootstrap(index), Some(now));
+        }
+        let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
+        for node in nodes {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.agent.check_all(now);
+            }
+            // A packet of ours tells the other side the new address at once.
+            self.send_record(node, RecordKind::Keepalive, &[]);
+            self.drain_agent(node, now);
+        }
+        for adjacency in self.links.keys().copied().collect::<Vec<_>>() {
+            self.timers.set(Wake::Link(adjacency), Some(now));
+        }
+        self.tell_endpoints(now);
+    }
+
+    fn rtt(&self, node: NodeId) -> Duration {
+        self.peers.get(&node).and_then(|peer| peer.agent.rtt()).unwrap_or_default()
+    }
+}

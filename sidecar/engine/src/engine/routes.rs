@@ -1,0 +1,448 @@
+//! LSAs out and in, shortest paths, routes and addresses.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipnet::{IpNet, Ipv6Net};
+use prost::Message;
+use rand_chacha::rand_core::RngCore;
+use session::{certificate, lsa};
+use wire::{
+    certificate::Prefix,
+    control::Push,
+    id::NodeId,
+    lsa::{Claim, Container, Head, LinkBody, LsaKey, LsaType, Neighbour, NodeBody},
+};
+
+use super::Engine;
+use crate::{
+    config::{Ipv4Policy, Ipv6Policy},
+    drops::DropReason,
+    event::{Event, Host, Notice, NoticeKind, Persist},
+    fib::Routes,
+    routing::{claims, lsdb::Freshness, origin::Origin, rib, spf, topology::Member},
+    snapshot::{Route, RouteState},
+};
+
+impl Engine {
+    pub(super) fn originate_node(&mut self, now: Instant) {
+        let size = self.topology.members().count();
+        let Some(seq) = self.node_lsa.take(size, now) else { return };
+        let body = self.node_body().encode_to_vec();
+        let clear = self.config.membership.certificate.encode_to_vec();
+        self.publish_lsa(LsaType::Node, seq, Origin::lifetime(size), &clear, &body, now);
+    }
+
+    pub(super) fn originate_links(&mut self, now: Instant) {
+        let size = self.topology.members().count();
+        let Some(seq) = self.link_lsa.take(size, now) else { return };
+        let neighbours = self
+            .own_links()
+            .into_iter()
+            .map(|link| Neighbour {
+                node: link.to.0.to_vec(),
+                cost_us: link.cost_us,
+                server: link.server,
+            })
+            .collect();
+        let body = LinkBody { neighbours }.encode_to_vec();
+        self.publish_lsa(LsaType::Link, seq, Origin::lifetime(size), &[], &body, now);
+    }
+
+    /// Own LSAs with lifetime 0: this node goes.
+    pub(super) fn withdraw(&mut self, now: Instant) {
+        let clear = self.config.membership.certificate.encode_to_vec();
+        let seq = self.node_lsa.withdraw();
+        self.publish_lsa(LsaType::Node, seq, 0, &clear, &[], now);
+        let seq = self.link_lsa.withdraw();
+        self.publish_lsa(LsaType::Link, seq, 0, &[], &[], now);
+    }
+
+    fn publish_lsa(
+        &mut self,
+        kind: LsaType,
+        seq: u64,
+        lifetime: u32,
+        clear: &[u8],
+        body: &[u8],
+        now: Instant,
+    ) {
+        let (epoch, keys) = self.config.membership.current();
+        let group = keys.group;
+        let mut nonce = [0; 24];
+        self.rng.fill_bytes(&mut nonce);
+        let head = Head {
+            network: self.config.membership.network,
+            signer: self.config.identity.keys().sign,
+            kind: kind as u8,
+            id: 0,
+            flags: 0,
+            gk_epoch: epoch,
+            seq,
+            lifetime,
+            nonce,
+        };
+        let Some(bytes) = lsa::seal(&self.config.identity, &group, &head, clear, body) else {
+            let message =
+                "What this node has to say of itself exceeds an LSA: export fewer prefixes";
+            return self.notice(Notice::new(NoticeKind::AddressConflict, None, message));
+        };
+        let Some(container) = Container::parse(bytes.into()) else { return };
+        let key = container.key();
+        if self.lsdb.insert(container, 0, now).is_ok() {
+            self.flood.originated(&self.lsdb, key, now);
+        }
+    }
+
+    fn node_body(&self) -> NodeBody {
+        let homes = self.links.iter().filter(|(_, adjacency)| adjacency.registered);
+        let fixed = self.fixed_addresses();
+        NodeBody {
+            attributes: Some(self.config.membership.attributes.clone()),
+            hostname: self.config.hostname.clone(),
+            candidates: Vec::new(),
+            profile: None,
+            homes: homes.map(|(node, _)| node.0.to_vec()).collect(),
+            claims: self
+                .claim
+                .map(|(address, since)| Claim {
+                    prefix: Some(Prefix::new(address.into(), 32)),
+                    since,
+                })
+                .into_iter()
+                .collect(),
+            addresses: fixed.iter().map(|net| host_prefix(net.addr())).collect(),
+            exports: self
+                .config
+                .exports
+                .iter()
+                .map(|net| Prefix::new(net.network(), net.prefix_len()))
+                .collect(),
+            transit: self.config.transit,
+            version: self.config.version.clone(),
+            os: std::env::consts::OS.to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
+        }
+    }
+
+    /// Own addresses that nobody has to agree to, with the length of their network.
+    fn fixed_addresses(&self) -> Vec<IpNet> {
+        let mut addresses = Vec::new();
+        if let Ipv4Policy::Fixed(net) = self.config.ipv4 {
+            addresses.push(IpNet::V4(net));
+        }
+        match self.config.ipv6 {
+            Ipv6Policy::Off => {}
+            Ipv6Policy::Fixed(net) => addresses.push(IpNet::V6(net)),
+            Ipv6Policy::Auto => {
+                let address = claims::ipv6(self.config.membership.network, self.me);
+                addresses.push(IpNet::V6(Ipv6Net::new(address, 48).unwrap_or_default()));
+            }
+        }
+        addresses
+    }
+
+    pub(super) fn on_push(&mut self, from: NodeId, push: Push, now: Instant) {
+        for copy in push.copies {
+            let Some(container) = Container::parse(copy.container) else {
+                self.drop_packet(DropReason::Malformed);
+                continue;
+            };
+            self.on_lsa(from, container, copy.age_s, now);
+        }
+    }
+
+    fn on_lsa(&mut self, from: NodeId, container: Container, age: u32, now: Instant) {
+        let network = self.config.membership.network;
+        if container.head.network != network {
+            return self.drop_packet(DropReason::WrongNetwork);
+        }
+        let key = container.key();
+        if self.lsdb.freshness(&key, container.head.seq) != Freshness::Newer {
+            return;
+        }
+        if key.signer == self.me {
+            return self.on_own_lsa(&container, now);
+        }
+        let certified = if container.head.kind == LsaType::Node as u8 {
+            lsa::certified(&container, network, self.unix(now)).ok().map(|certified| certified.keys)
+        } else {
+            self.topology.member(key.signer).map(|member| member.keys)
+        };
+        let Some(keys) = certified else {
+            return self.drop_packet(DropReason::BadCertificate);
+        };
+        if !lsa::verify(&container) {
+            return self.drop_packet(DropReason::Forged);
+        }
+        if !self.short_is_free(key.signer) {
+            let message =
+                format!("{} has the same short id as another member and is refused", key.signer);
+            self.notice(Notice::new(NoticeKind::AddressConflict, Some(key.signer), message));
+            return self.drop_packet(DropReason::DuplicateKey);
+        }
+        let kept = container.clone();
+        if self.lsdb.insert(container, age, now).is_err() {
+            return self.drop_packet(DropReason::LsaRefused);
+        }
+        self.flood.stored(key, Some(from), now);
+        if kept.head.lifetime == 0 {
+            return self.on_lsa_gone(key, now);
+        }
+        let Some(group) = self.config.membership.group(kept.head.gk_epoch) else { return };
+        let Some(body) = lsa::open(&kept, group) else {
+            return self.drop_packet(DropReason::Forged);
+        };
+        match LsaType::from_byte(kept.head.kind) {
+            Some(LsaType::Node) => self.on_node(keys, kept.head.seq, &body, now),
+            Some(LsaType::Link) => {
+                if let Ok(body) = LinkBody::decode(&*body) {
+                    self.topology.set_links(key.signer, &body);
+                    self.throttle.request(now);
+                }
+            }
+            // Issuer-signed; they come with issued mode. Kept and passed on, as types of a later version are.
+            Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) | None => {}
+        }
+    }
+
+    /// One of our own came back newer than we ever said it: from an earlier life, or from a second one.
+    fn on_own_lsa(&mut self, container: &Container, now: Instant) {
+        if !lsa::verify(container) {
+            return self.drop_packet(DropReason::Forged);
+        }
+        let origin = match LsaType::from_byte(container.head.kind) {
+            Some(LsaType::Node) => &mut self.node_lsa,
+            Some(LsaType::Link) => &mut self.link_lsa,
+            Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) | None => return,
+        };
+        if origin.surpassed(container.head.seq, now) {
+            let message = "Another node runs with this node's key: stop it, or give it a state directory of its own";
+            self.notice(Notice::new(NoticeKind::AddressConflict, Some(self.me), message));
+        }
+    }
+
+    fn on_node(&mut self, keys: wire::id::NodeKeys, seq: u64, body: &[u8], now: Instant) {
+        let node = keys.node();
+        let Ok(body) = NodeBody::decode(body) else {
+            return self.drop_packet(DropReason::Malformed);
+        };
+        let attributes = body.attributes.as_ref().and_then(|signed| {
+            certificate::check_attributes(
+                signed,
+                &self.config.membership.root,
+                &keys.sign,
+                self.unix(now),
+            )
+            .ok()
+        });
+        let Some(attributes) = attributes else {
+            return self.drop_packet(DropReason::BadCertificate);
+        };
+        self.by_short.insert(node.short(), node);
+        self.topology.set_member(node, Member { keys, attributes, body, seq });
+        self.settle_claim(now);
+        self.throttle.request(now);
+        self.link_if_neighbour(node, now);
+        if self.links.contains_key(&node) {
+            self.fib_dirty = true;
+        }
+    }
+
+    pub(super) fn on_lsa_gone(&mut self, key: LsaKey, now: Instant) {
+        match LsaType::from_byte(key.kind) {
+            Some(LsaType::Node) => {
+                if self.topology.remove_member(key.signer).is_some() {
+                    if !self.links.contains_key(&key.signer) {
+                        self.drop_peer(key.signer, "it left the network", now);
+                    }
+                    self.by_short.remove(&key.signer.short());
+                }
+            }
+            Some(LsaType::Link) => self.topology.remove_links(key.signer),
+            Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) | None => {}
+        }
+        self.throttle.request(now);
+    }
+
+    /// Shortest paths, routes, and what follows for every peer.
+    pub(super) fn recompute(&mut self, now: Instant) {
+        if !self.throttle.take(now) {
+            return;
+        }
+        self.spf_runs += 1;
+        self.reachable = spf::compute(self.me, &self.own_links(), &self.topology);
+        let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
+        for node in nodes {
+            let relays = self.relays_of(node);
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.agent.set_relays(&relays, now);
+                if let Some(handshake) = peer.handshake.as_mut().filter(|_| !relays.is_empty()) {
+                    handshake.relay_appeared(now);
+                }
+            }
+            self.drain_agent(node, now);
+        }
+        let own = self.own_nets();
+        let rib =
+            rib::compute(self.me, &own, &self.config.protected, &self.reachable, &self.topology);
+        self.tell_routes(&rib.routes);
+        for conflict in
+            rib.conflicts.iter().filter(|conflict| !self.rib.conflicts.contains(*conflict))
+        {
+            self.events.push_back(Event::Notice(Notice::new(
+                NoticeKind::AddressConflict,
+                None,
+                conflict.clone(),
+            )));
+        }
+        let changed = installed(&rib.routes).ne(installed(&self.rib.routes));
+        self.rib = rib;
+        if changed {
+            let routes: Routes = installed(&self.rib.routes).collect();
+            self.routes = Arc::new(routes);
+        }
+        self.rebuild_entries(now);
+        self.update_host();
+        self.fib_dirty = true;
+    }
+
+    /// The relays that lead to `node`, with the latency of the whole way.
+    pub(super) fn relays_of(&self, node: NodeId) -> Vec<(NodeId, Duration)> {
+        let ways = self.reachable.get(&node).into_iter().flatten();
+        ways.filter(|reach| reach.via != node)
+            .take(4)
+            .map(|reach| (reach.via, reach.latency() * 2))
+            .collect()
+    }
+
+    fn tell_routes(&mut self, routes: &[Route]) {
+        let before: BTreeMap<IpNet, NodeId> = installed(&self.rib.routes).collect();
+        let after: BTreeMap<IpNet, NodeId> = installed(routes).collect();
+        for (prefix, node) in after.iter().filter(|(prefix, node)| before.get(prefix) != Some(node))
+        {
+            let notice = Notice::new(NoticeKind::RouteAdded, Some(*node), "Route added")
+                .with("prefix", prefix);
+            self.events.push_back(Event::Notice(notice));
+        }
+        for (prefix, node) in before.iter().filter(|(prefix, _)| !after.contains_key(prefix)) {
+            let notice = Notice::new(NoticeKind::RouteRemoved, Some(*node), "Route removed")
+                .with("prefix", prefix);
+            self.events.push_back(Event::Notice(notice));
+        }
+    }
+
+    /// What the host shall have: our addresses, and every installed prefix that they do not cover routed into the TUN.
+    pub(super) fn update_host(&mut self) {
+        let mut addresses = self.fixed_addresses();
+        if let (Some((address, _)), Ipv4Policy::Auto { range, .. }) = (self.claim, self.config.ipv4)
+            && let Ok(net) = ipnet::Ipv4Net::new(address, range.prefix_len())
+        {
+            addresses.push(IpNet::V4(net));
+        }
+        let covered = |prefix: &IpNet| addresses.iter().any(|net| net.contains(prefix));
+        let mut routes: Vec<IpNet> = addresses.iter().map(IpNet::trunc).collect();
+        routes.extend(
+            installed(&self.rib.routes).map(|(prefix, _)| prefix).filter(|prefix| !covered(prefix)),
+        );
+        routes.sort_unstable();
+        routes.dedup();
+        let host = Host { addresses, routes, mtu: self.config.mtu };
+        if host != self.host {
+            self.host = host;
+            self.host_dirty = true;
+            self.fib_dirty = true;
+        }
+    }
+
+    /// Takes an automatic address at once, as tentative as it may be.
+    pub(super) fn claim_address(&mut self, now: Instant) {
+        let Ipv4Policy::Auto { range, kept } = self.config.ipv4 else {
+            self.claim = None;
+            return self.update_host();
+        };
+        let taken = self.taken_addresses();
+        let keeps = |claim: &(Ipv4Addr, u64)| range.contains(&claim.0);
+        if self.claim.filter(keeps).is_none() {
+            self.claim = kept.filter(keeps).or_else(|| {
+                claims::pick(self.me, range, &taken).map(|address| (address, self.unix(now)))
+            });
+            self.told_claim();
+        }
+        self.settle_claim(now);
+        self.update_host();
+    }
+
+    /// Gives the claimed address up if another node's claim to it is better, and takes another.
+    fn settle_claim(&mut self, now: Instant) {
+        let Ipv4Policy::Auto { range, .. } = self.config.ipv4 else { return };
+        let Some((address, since)) = self.claim else { return };
+        let loses_to = self.topology.members().find(|(node, member)| {
+            let claimed = member.body.claims.iter().any(|claim| {
+                is_address(claim.prefix.as_ref(), address.into())
+                    && claims::wins((claim.since, *node), (since, self.me))
+            });
+            claimed
+                || member
+                    .body
+                    .addresses
+                    .iter()
+                    .any(|prefix| is_address(Some(prefix), address.into()))
+        });
+        let Some((winner, _)) = loses_to else { return };
+        let taken = self.taken_addresses();
+        self.claim = claims::pick(self.me, range, &taken).map(|address| (address, self.unix(now)));
+        let message = match self.claim {
+            Some((new, _)) => format!("{address} belongs to another node; this node has {new} now"),
+            None => format!(
+                "{address} belongs to another node, and {range} has no other left: use a larger range"
+            ),
+        };
+        self.notice(Notice::new(NoticeKind::AddressConflict, Some(winner), message));
+        self.told_claim();
+        self.update_host();
+        self.node_lsa.changed(now);
+    }
+
+    fn told_claim(&mut self) {
+        self.events.push_back(Event::Persist(Persist { claim: self.claim }));
+        if let Some((address, _)) = self.claim {
+            let notice = Notice::new(NoticeKind::AddressClaimed, None, "Address claimed")
+                .with("address", address);
+            self.notice(notice);
+        }
+    }
+
+    fn taken_addresses(&self) -> BTreeMap<Ipv4Addr, NodeId> {
+        let mut taken = BTreeMap::new();
+        for (node, member) in self.topology.members() {
+            let claims = member.body.claims.iter().filter_map(|claim| claim.prefix.as_ref());
+            for (address, _) in member.body.addresses.iter().chain(claims).filter_map(Prefix::parse)
+            {
+                if let IpAddr::V4(v4) = address {
+                    taken.insert(v4, node);
+                }
+            }
+        }
+        taken
+    }
+}
+
+pub(super) fn installed(routes: &[Route]) -> impl Iterator<Item = (IpNet, NodeId)> + '_ {
+    routes
+        .iter()
+        .filter(|route| route.state == RouteState::Installed)
+        .map(|route| (route.prefix, route.node))
+}
+
+fn host_prefix(address: IpAddr) -> Prefix {
+    Prefix::new(address, if address.is_ipv4() { 32 } else { 128 })
+}
+
+fn is_address(prefix: Option<&Prefix>, address: IpAddr) -> bool {
+    prefix.and_then(Prefix::parse).is_some_and(|(claimed, _)| claimed == address)
+}

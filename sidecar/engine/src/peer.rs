@@ -1,0 +1,276 @@
+//! What we know of one other node: who it is, the sessions we share, the handshake under way.
+//!
+//! ```text
+//!            INIT answered                    rekey: INIT answered            first packet
+//! nothing ───────────────► current ─────────────────────────► current, previous ◄──────── next
+//!            (initiator)                      (initiator)                    (responder)
+//! ```
+//! An initiator's new session is current at once. A responder's waits as `next` until a packet of the
+//! initiator authenticates with it, since only that proves that RESPONSE arrived.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use session::{handshake::Initiator, transport::Session};
+use wire::{
+    certificate::Attributes,
+    datagram::Role,
+    endpoint::{Candidate, NatProfile},
+    id::{NodeId, NodeKeys},
+};
+
+use crate::{
+    path::{self, addr::Hop},
+    reassembly::{Reassembly, RemoteClock},
+};
+
+/// Sessions are renewed by their initiator after this long (`protocol.md` §2).
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+/// Keys older than this neither seal nor open.
+const REJECT_AFTER: Duration = Duration::from_secs(180);
+/// A session without user traffic is dropped after this long.
+const IDLE_AFTER: Duration = Duration::from_secs(600);
+/// INIT is repeated after this long, then half as long again each time.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+/// A handshake that nobody asked for again is given up after this long.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
+
+/// What a node is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// From a bare address; its RESPONSE will say.
+    Unknown,
+    Member,
+    Server,
+}
+
+/// One other node.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) node: NodeId,
+    pub(crate) keys: NodeKeys,
+    pub(crate) kind: Kind,
+    /// Hops of the configuration, tried by handshakes and offered to the path agent.
+    pub(crate) bootstrap: BTreeSet<Hop>,
+    pub(crate) handshake: Option<Handshake>,
+    pub(crate) sessions: Sessions,
+    pub(crate) agent: path::Agent,
+    pub(crate) attributes: Option<Attributes>,
+    pub(crate) endpoints: Endpoints,
+    /// When user traffic was last seen; a session without is dropped, a direct path no longer sought.
+    pub(crate) traffic: Option<Instant>,
+    pub(crate) last_error: Option<String>,
+    /// When the session with it came up.
+    pub(crate) since: Option<Instant>,
+    /// The first packet that asked for it, until a direct path is there.
+    pub(crate) wanted: Option<Instant>,
+    /// The peer's INIT asked for a punch as soon as the session is confirmed.
+    pub(crate) punch_on_confirm: bool,
+    /// The peer says hello to us: we are a link of its.
+    pub(crate) linked_by_peer: bool,
+    /// Its clock less ours, in seconds.
+    pub(crate) clock_offset: Option<i64>,
+    pub(crate) clock: RemoteClock,
+    pub(crate) chunks: Reassembly,
+    pub(crate) fragments: Reassembly,
+}
+
+/// Where a peer may be reached, as it told us.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Endpoints {
+    pub(crate) profile: Option<NatProfile>,
+    pub(crate) candidates: Vec<Candidate>,
+}
+
+/// Initiations of one handshake whose RESPONSE may still come: with a round trip beyond the first repetition, the answer
+/// to an earlier one arrives after the later one has gone.
+const ATTEMPTS: usize = 3;
+
+/// A handshake under way. Each repetition is a new INIT, since a recorded one must be worth nothing.
+#[derive(Debug)]
+pub(crate) struct Handshake {
+    pub(crate) attempts: VecDeque<Attempt>,
+    pub(crate) role: Role,
+    pub(crate) began: Instant,
+    next: Instant,
+    retry: Duration,
+}
+
+/// One INIT.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) index: u32,
+    pub(crate) initiator: Initiator,
+    pub(crate) init: Vec<u8>,
+    pub(crate) sent: Instant,
+}
+
+impl Handshake {
+    pub(crate) fn new(role: Role, now: Instant) -> Self {
+        Self { attempts: VecDeque::new(), role, began: now, next: now, retry: RETRY_FIRST }
+    }
+
+    /// When the next INIT goes out.
+    pub(crate) fn due(&self) -> Instant {
+        self.next
+    }
+
+    /// Adds an INIT that goes out now; the index of one that is given up for it is returned.
+    pub(crate) fn attempt(&mut self, attempt: Attempt, now: Instant) -> Option<u32> {
+        self.next = now + self.retry;
+        self.retry = (self.retry + self.retry / 2).min(RETRY_MOST);
+        self.attempts.push_back(attempt);
+        if self.attempts.len() > ATTEMPTS {
+            self.attempts.pop_front().map(|oldest| oldest.index)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn hopeless(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.began) >= GIVE_UP_AFTER
+    }
+
+    /// A relay towards the peer became known: what was sent before may have gone nowhere.
+    pub(crate) fn relay_appeared(&mut self, now: Instant) {
+        if self.attempts.len() > 1 || now >= self.next {
+            self.hurry(now);
+        }
+    }
+
+    /// Sends again soon: a path appeared.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        self.retry = RETRY_FIRST;
+        self.next = self.next.min(now);
+    }
+}
+
+/// The sessions shared with a peer, by their turn.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    pub(crate) previous: Option<Arc<Session>>,
+    pub(crate) current: Option<Established>,
+    /// Ours as a responder, not yet confirmed by a packet.
+    pub(crate) next: Option<Established>,
+}
+
+/// A session and our part in making it.
+#[derive(Clone, Debug)]
+pub(crate) struct Established {
+    pub(crate) session: Arc<Session>,
+    pub(crate) initiator: bool,
+    pub(crate) at: Instant,
+}
+
+impl Sessions {
+    /// The session to seal with.
+    pub(crate) fn sending(&self) -> Option<&Arc<Session>> {
+        self.current.as_ref().map(|current| &current.session)
+    }
+
+    /// Takes a session that our INIT made; the one it replaces is returned for clean-up, if any.
+    pub(crate) fn initiated(&mut self, session: Arc<Session>, now: Instant) -> Vec<Arc<Session>> {
+        let gone = self.previous.take();
+        self.previous = self
+            .current
+            .replace(Established { session, initiator: true, at: now })
+            .map(|before| before.session);
+        gone.into_iter().collect()
+    }
+
+    /// Takes a session that answered an INIT; it waits for confirmation.
+    pub(crate) fn responded(&mut self, session: Arc<Session>, now: Instant) -> Vec<Arc<Session>> {
+        let gone = self.next.replace(Established { session, initiator: false, at: now });
+        gone.into_iter().map(|next| next.session).collect()
+    }
+
+    /// A packet authenticated under `index`; true if that made a new session current. What fell out is returned.
+    pub(crate) fn confirm(&mut self, index: u32) -> (bool, Option<Arc<Session>>) {
+        if self.next.as_ref().is_none_or(|next| next.session.local_index() != index) {
+            return (false, None);
+        }
+        let gone = self.previous.take();
+        self.previous = self.current.take().map(|before| before.session);
+        self.current = self.next.take();
+        (true, gone)
+    }
+
+    /// Takes away what is too old to use.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<Arc<Session>> {
+        let old = |session: &Session| {
+            now.saturating_duration_since(session.established()) >= REJECT_AFTER
+        };
+        let mut gone = Vec::new();
+        gone.extend(self.previous.take_if(|session| old(session)));
+        gone.extend(
+            self.current.take_if(|current| old(&current.session)).map(|current| current.session),
+        );
+        gone.extend(self.next.take_if(|next| old(&next.session)).map(|next| next.session));
+        gone
+    }
+
+    /// When `expire` has something to do.
+    pub(crate) fn expires(&self) -> Option<Instant> {
+        self.all().map(|session| session.established() + REJECT_AFTER).min()
+    }
+
+    /// When the current session's initiator renews it.
+    pub(crate) fn rekey_at(&self) -> Option<Instant> {
+        self.current
+            .as_ref()
+            .filter(|current| current.initiator)
+            .map(|current| current.at + REKEY_AFTER)
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Session>> {
+        let current = self.current.as_ref().map(|current| &current.session);
+        let next = self.next.as_ref().map(|next| &next.session);
+        self.previous.iter().chain(current).chain(next)
+    }
+
+    pub(crate) fn clear(&mut self) -> Vec<Arc<Session>> {
+        let gone = self.all().cloned().collect();
+        *self = Self::default();
+        gone
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(keys: NodeKeys, kind: Kind, txid: u64) -> Self {
+        Self {
+            node: keys.node(),
+            keys,
+            kind,
+            bootstrap: BTreeSet::new(),
+            handshake: None,
+            sessions: Sessions::default(),
+            agent: path::Agent::new(txid),
+            attributes: None,
+            endpoints: Endpoints::default(),
+            traffic: None,
+            last_error: None,
+            since: None,
+            wanted: None,
+            punch_on_confirm: false,
+            linked_by_peer: false,
+            clock_offset: None,
+            clock: RemoteClock::default(),
+            chunks: Reassembly::default(),
+            fragments: Reassembly::default(),
+        }
+    }
+
+    pub(crate) fn idle_since(&self, now: Instant) -> bool {
+        let last = self.traffic.or(self.since);
+        last.is_none_or(|last| now.saturating_duration_since(last) >= IDLE_AFTER)
+    }
+
+    /// Whether user traffic was seen within `window`.
+    pub(crate) fn busy(&self, window: Duration, now: Instant) -> bool {
+        self.traffic.is_some_and(|last| now.saturating_duration_since(last) < window)
+    }
+}
