@@ -6,6 +6,7 @@
 //! | [`clock`] | virtual time and the queue of what happens when |
 //! | [`edge`] | NATs and firewalls in the terms of RFC 4787 |
 //! | [`net`] | hosts, links and segments; carries packets step by step |
+//! | [`node`] | the product on a station: engine or server, with its fast path |
 //! | [`stream`] | a small TCP for stream carriers |
 //! | [`site`] | the kinds of places where hosts stand, and which pairs can meet directly |
 //! | [`scenario`] | what happens to a world, in sentences, over many seeds |
@@ -19,6 +20,7 @@
 pub mod clock;
 pub mod edge;
 pub mod net;
+pub mod node;
 pub mod oracle;
 pub mod scenario;
 pub mod site;

@@ -1,0 +1,361 @@
+//! The product on a station: engine or server with the same fast path as the workers run.
+
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use engine::{
+    Engine, Server,
+    config::{self, Bootstrap, Ipv4Policy, Ipv6Policy, P2p, PunchMode},
+    event::{Event, Host, Input, Interface, Notice, Persist, Socket},
+    fastpath::{self, Inbox, Outbox, Punt, Sink},
+    fib::Fib,
+    offload::{Delivery, Virtio},
+    path::addr::{Arrival, Carrier, Hop},
+    server,
+    snapshot::Snapshot,
+};
+use ipnet::IpNet;
+use session::{freshness::boot_counter, identity::Identity, membership::Master};
+use wire::{
+    control::AEAD_CHACHA,
+    endpoint::Transport,
+    id::{NodeId, NodeKeys},
+    packet::Kind,
+};
+
+use super::world::{In, Machine, Out};
+
+/// What a member of a simulated network is told.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Makes the identity; the same number is the same node.
+    pub number: u64,
+    pub network: Master,
+    pub bootstrap: Vec<(SocketAddr, Transport, Option<NodeKeys>)>,
+    pub exports: Vec<IpNet>,
+    pub transit: bool,
+    pub p2p: P2p,
+    pub kept: Persist,
+}
+
+impl Member {
+    pub fn new(number: u64, network: &Master) -> Self {
+        Self {
+            number,
+            network: network.clone(),
+            bootstrap: Vec::new(),
+            exports: Vec::new(),
+            transit: false,
+            p2p: P2p::On,
+            kept: Persist { claim: None },
+        }
+    }
+
+    fn config(&self, unix: u64, boot: u32) -> config::Config {
+        let identity = identity(b'm', self.number);
+        let hostname = format!("node-{}", self.number);
+        config::Config {
+            membership: Arc::new(self.network.membership(&identity, &hostname, 0)),
+            identity: Arc::new(identity),
+            boot,
+            hostname,
+            version: "simulated".to_owned(),
+            ipv4: Ipv4Policy::Auto {
+                range: "100.112.0.0/16".parse().expect("a prefix"),
+                kept: self.kept.claim,
+            },
+            ipv6: Ipv6Policy::Auto,
+            exports: self.exports.clone(),
+            protected: Vec::new(),
+            bootstrap: self
+                .bootstrap
+                .iter()
+                .map(|&(_, transport, keys)| Bootstrap { transport, keys })
+                .collect(),
+            mtu: 1320,
+            transit: self.transit,
+            p2p: self.p2p,
+            punch: PunchMode::Full,
+            aead: AEAD_CHACHA,
+            unix_at_start: unix,
+        }
+    }
+}
+
+/// The identity of a number; `kind` keeps servers and members apart.
+pub fn identity(kind: u8, number: u64) -> Identity {
+    let mut bytes = [kind; 64];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes[32..40].copy_from_slice(&number.to_le_bytes());
+    Identity::from_bytes(&bytes)
+}
+
+#[derive(Debug)]
+enum Core {
+    Member(Box<Engine>),
+    Server(Box<Server>),
+}
+
+/// A node or a public server, with its fast path.
+#[derive(Debug)]
+pub struct Node {
+    core: Core,
+    fib: Arc<Fib>,
+    outbox: Outbox,
+    inbox: Inbox,
+    outs: VecDeque<Out>,
+    bootstrap: Vec<SocketAddr>,
+    pub host: Host,
+    pub persist: Persist,
+    pub notices: Vec<(Instant, Notice)>,
+    pub pongs: Vec<(u64, Duration, bool)>,
+}
+
+impl Node {
+    /// A member; `unix` is the time of its start.
+    pub fn member(member: &Member, seed: u64, unix: u64, now: Instant) -> Self {
+        let config = member.config(unix, boot_counter(0, unix));
+        let engine = Engine::new(config, seed_bytes(seed), now);
+        let mut node = Self::new(engine.node(), Core::Member(Box::new(engine)), now);
+        node.bootstrap = member.bootstrap.iter().map(|(addr, ..)| *addr).collect();
+        node.persist = member.kept.clone();
+        for index in 0..node.bootstrap.len() {
+            let addrs = vec![node.bootstrap[index]];
+            node.input(Input::Bootstrap { index, addrs }, now);
+        }
+        node
+    }
+
+    pub fn server(number: u64, seed: u64, unix: u64, now: Instant) -> Self {
+        let config = server::Config::open(Arc::new(identity(b's', number)), AEAD_CHACHA, unix);
+        let server = Server::new(config, seed_bytes(seed), now);
+        Self::new(server.node(), Core::Server(Box::new(server)), now)
+    }
+
+    fn new(id: NodeId, core: Core, now: Instant) -> Self {
+        let mut node = Self {
+            core,
+            fib: Arc::new(Fib::new(id, now, 1320)),
+            outbox: Outbox::default(),
+            inbox: Inbox::default(),
+            outs: VecDeque::new(),
+            bootstrap: Vec::new(),
+            host: Host::default(),
+            persist: Persist { claim: None },
+            notices: Vec::new(),
+            pongs: Vec::new(),
+        };
+        node.drain(now);
+        node
+    }
+
+    pub fn id(&self) -> NodeId {
+        match &self.core {
+            Core::Member(engine) => engine.node(),
+            Core::Server(server) => server.node(),
+        }
+    }
+
+    pub fn engine(&self) -> Option<&Engine> {
+        match &self.core {
+            Core::Member(engine) => Some(engine),
+            Core::Server(_) => None,
+        }
+    }
+
+    pub fn as_server(&self) -> Option<&Server> {
+        match &self.core {
+            Core::Server(server) => Some(server),
+            Core::Member(_) => None,
+        }
+    }
+
+    pub fn snapshot(&self, now: Instant) -> Option<Snapshot> {
+        self.engine().map(|engine| engine.snapshot(now))
+    }
+
+    pub fn fib(&self) -> &Fib {
+        &self.fib
+    }
+
+    /// The overlay address of a family.
+    pub fn address(&self, v4: bool) -> Option<IpAddr> {
+        self.host.addresses.iter().map(IpNet::addr).find(|addr| addr.is_ipv4() == v4)
+    }
+
+    pub fn input(&mut self, input: Input<'_>, now: Instant) {
+        match &mut self.core {
+            Core::Member(engine) => engine.handle_input(input, now),
+            Core::Server(server) => server.handle_input(input, now),
+        }
+        self.drain(now);
+    }
+
+    fn drain(&mut self, now: Instant) {
+        loop {
+            let event = match &mut self.core {
+                Core::Member(engine) => engine.poll_event(),
+                Core::Server(server) => server.poll_event(),
+            };
+            let Some(event) = event else { break };
+            self.on_event(event, now);
+        }
+        loop {
+            let transmit = match &mut self.core {
+                Core::Member(engine) => engine.poll_transmit(),
+                Core::Server(server) => server.poll_transmit(),
+            };
+            let Some(transmit) = transmit else { break };
+            let (hop, bytes, ttl) = (transmit.hop, transmit.bytes, transmit.ttl);
+            self.outs.push_back(Out::Send { hop, bytes, ttl });
+        }
+    }
+
+    fn on_event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Fib(fib) => self.fib = fib,
+            Event::Host(host) => self.host = host,
+            Event::Release(packet) => self.encapsulate(packet, now),
+            Event::Deliver(packet) => self.outs.push_back(Out::Tun(packet)),
+            Event::Dial { dial, remote, .. } => self.outs.push_back(Out::Dial { dial, remote }),
+            Event::Authenticated(_) => {}
+            Event::CloseTunnel(id) => self.outs.push_back(Out::CloseTunnel(id)),
+            Event::OpenSocket { remote } => self.outs.push_back(Out::OpenSocket { remote }),
+            Event::CloseSocket(id) => self.outs.push_back(Out::CloseSocket(id)),
+            Event::Pong { id, rtt, relayed, .. } => self.pongs.push((id, rtt, relayed)),
+            Event::Persist(persist) => self.persist = persist,
+            Event::Notice(notice) => self.notices.push((now, notice)),
+            Event::Left => {}
+        }
+    }
+
+    fn encapsulate(&mut self, mut packet: Vec<u8>, now: Instant) {
+        let fib = Arc::clone(&self.fib);
+        let mut collect = Collect::default();
+        let icmp =
+            fastpath::encapsulate(&fib, &Virtio::default(), &mut packet, now, &mut self.outbox, &mut collect);
+        self.outbox.flush(&mut collect);
+        self.outs.extend(icmp.map(Out::Tun));
+        self.take(collect, now);
+    }
+
+    fn decapsulate(&mut self, hop: Hop, mut bytes: Vec<u8>, now: Instant) {
+        let fib = Arc::clone(&self.fib);
+        let mut collect = Collect::default();
+        let whole = 0..bytes.len();
+        fastpath::decapsulate(&fib, &mut bytes, [whole], hop, now, &mut self.inbox, &mut collect);
+        self.take(collect, now);
+    }
+
+    fn take(&mut self, collect: Collect, now: Instant) {
+        self.outs.extend(collect.outs);
+        for punt in collect.punts {
+            match punt {
+                Owned::Raw(arrival, bytes) => self.input(Input::Datagram { arrival, bytes: &bytes }, now),
+                Owned::Opened(arrival, session, kind, plaintext) => {
+                    self.input(Input::Record { arrival, session, kind, plaintext: &plaintext }, now);
+                }
+                Owned::Heard(arrival, session) => self.input(Input::Heard { arrival, session }, now),
+                Owned::NoSession(peer, packet) => self.input(Input::Outbound { packet: &packet, peer }, now),
+                Owned::Active(peer) => self.input(Input::Active { peer }, now),
+            }
+        }
+    }
+}
+
+impl Machine for Node {
+    fn handle(&mut self, input: In, now: Instant) {
+        match input {
+            In::Datagram { hop, bytes } => self.decapsulate(hop, bytes, now),
+            In::Tun(packet) => self.encapsulate(packet, now),
+            In::Sockets(sockets) => {
+                let sockets = sockets
+                    .into_iter()
+                    .map(|(id, local, ephemeral)| Socket { id, local, ephemeral })
+                    .collect();
+                self.input(Input::Sockets(sockets), now);
+            }
+            In::Underlay(addresses) => {
+                let interface = Interface { name: "eth0".to_owned(), mtu: 1500, addresses };
+                self.input(Input::Underlay(vec![interface]), now);
+            }
+            In::TunnelUp { id, remote, dial } => {
+                self.input(Input::TunnelUp { id, carrier: Carrier::Tcp, remote, dial }, now);
+            }
+            In::TunnelDown { id, dial } => self.input(Input::TunnelDown { id, dial }, now),
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        match &mut self.core {
+            Core::Member(engine) => engine.handle_timeout(now),
+            Core::Server(server) => server.handle_timeout(now),
+        }
+        self.drain(now);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        match &self.core {
+            Core::Member(engine) => engine.poll_timeout().map(|(at, _)| at),
+            Core::Server(server) => server.poll_timeout().map(|(at, _)| at),
+        }
+    }
+
+    fn poll(&mut self) -> Option<Out> {
+        self.outs.pop_front()
+    }
+}
+
+enum Owned {
+    Raw(Arrival, Vec<u8>),
+    Opened(Arrival, u32, Kind, Vec<u8>),
+    Heard(Arrival, u32),
+    NoSession(NodeId, Vec<u8>),
+    Active(NodeId),
+}
+
+/// What one call of the fast path put out.
+#[derive(Default)]
+struct Collect {
+    outs: Vec<Out>,
+    punts: Vec<Owned>,
+}
+
+impl Sink for Collect {
+    fn transmit(&mut self, hop: &Hop, datagrams: &[u8], segment: usize) {
+        let sends = datagrams.chunks(segment.max(1));
+        self.outs.extend(sends.map(|bytes| Out::Send { hop: *hop, bytes: bytes.to_vec(), ttl: None }));
+    }
+
+    fn deliver(&mut self, buf: &mut [u8], deliveries: &[Delivery]) {
+        for delivery in deliveries {
+            let mut packet = buf[delivery.at..delivery.at + delivery.len].to_vec();
+            if delivery.is_partial {
+                wire::ip::complete(&mut packet);
+            }
+            self.outs.push(Out::Tun(packet));
+        }
+    }
+
+    fn punt(&mut self, punt: Punt<'_>) {
+        self.punts.push(match punt {
+            Punt::Raw { arrival, bytes } => Owned::Raw(arrival, bytes.to_vec()),
+            Punt::Opened { arrival, session, kind, plaintext } => {
+                Owned::Opened(arrival, session, kind, plaintext.to_vec())
+            }
+            Punt::Heard { arrival, session } => Owned::Heard(arrival, session),
+            Punt::NoSession { peer, packet } => Owned::NoSession(peer, packet.to_vec()),
+            Punt::Active { peer } => Owned::Active(peer),
+        });
+    }
+}
+
+fn seed_bytes(seed: u64) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes
+}
