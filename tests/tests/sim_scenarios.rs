@@ -59,7 +59,11 @@ impl Mesh {
             let uplink = self.world.net.uplink(self.world.host(*server)).unwrap();
             let keys = Some(identity(b's', index as u64).keys());
             let own = self.world.net.uplink(self.world.host(self.members[number])).unwrap();
-            let ip = if own.v4.is_some() { uplink.v4.unwrap().into() } else { uplink.v6.unwrap().into() };
+            let ip = if own.v4.is_some() {
+                uplink.v4.unwrap().into()
+            } else {
+                uplink.v6.unwrap().into()
+            };
             member.bootstrap.push((SocketAddr::new(ip, PORT), Transport::Udp, keys));
         }
         member
@@ -93,7 +97,11 @@ impl Mesh {
             members.iter().filter_map(|id| world.machine(*id)?.snapshot(now)).all(|snapshot| {
                 snapshot.peers.len() == members.len() - 1
                     && snapshot.peers.iter().all(|peer| peer.state != PeerState::Unreachable)
-                    && snapshot.routes.iter().filter(|r| r.state == engine::snapshot::RouteState::Installed).count()
+                    && snapshot
+                        .routes
+                        .iter()
+                        .filter(|r| r.state == engine::snapshot::RouteState::Installed)
+                        .count()
                         >= 2 * (members.len() - 1)
             })
         })
@@ -103,7 +111,11 @@ impl Mesh {
         let now = self.world.instant();
         let to = self.world.machine(self.members[to]).unwrap().id();
         let snapshot = self.world.machine(self.members[from]).unwrap().snapshot(now).unwrap();
-        snapshot.peers.iter().find(|peer| peer.node == to).map_or(PeerState::Unreachable, |peer| peer.state)
+        snapshot
+            .peers
+            .iter()
+            .find(|peer| peer.node == to)
+            .map_or(PeerState::Unreachable, |peer| peer.state)
     }
 }
 

@@ -31,6 +31,7 @@
 //! Shutdown goes: unready → stop accepting → the engine leaves → drain ≤ 1 s → close tunnels →
 //! [`netlink::Netlink::remove`] and [`nft::remove`].
 
+pub mod driver;
 pub mod netlink;
 pub mod netmon;
 #[cfg(test)]

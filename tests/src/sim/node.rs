@@ -236,8 +236,14 @@ impl Node {
     fn encapsulate(&mut self, mut packet: Vec<u8>, now: Instant) {
         let fib = Arc::clone(&self.fib);
         let mut collect = Collect::default();
-        let icmp =
-            fastpath::encapsulate(&fib, &Virtio::default(), &mut packet, now, &mut self.outbox, &mut collect);
+        let icmp = fastpath::encapsulate(
+            &fib,
+            &Virtio::default(),
+            &mut packet,
+            now,
+            &mut self.outbox,
+            &mut collect,
+        );
         self.outbox.flush(&mut collect);
         self.outs.extend(icmp.map(Out::Tun));
         self.take(collect, now);
@@ -255,12 +261,21 @@ impl Node {
         self.outs.extend(collect.outs);
         for punt in collect.punts {
             match punt {
-                Owned::Raw(arrival, bytes) => self.input(Input::Datagram { arrival, bytes: &bytes }, now),
-                Owned::Opened(arrival, session, kind, plaintext) => {
-                    self.input(Input::Record { arrival, session, kind, plaintext: &plaintext }, now);
+                Owned::Raw(arrival, bytes) => {
+                    self.input(Input::Datagram { arrival, bytes: &bytes }, now)
                 }
-                Owned::Heard(arrival, session) => self.input(Input::Heard { arrival, session }, now),
-                Owned::NoSession(peer, packet) => self.input(Input::Outbound { packet: &packet, peer }, now),
+                Owned::Opened(arrival, session, kind, plaintext) => {
+                    self.input(
+                        Input::Record { arrival, session, kind, plaintext: &plaintext },
+                        now,
+                    );
+                }
+                Owned::Heard(arrival, session) => {
+                    self.input(Input::Heard { arrival, session }, now)
+                }
+                Owned::NoSession(peer, packet) => {
+                    self.input(Input::Outbound { packet: &packet, peer }, now)
+                }
                 Owned::Active(peer) => self.input(Input::Active { peer }, now),
             }
         }
@@ -328,7 +343,11 @@ struct Collect {
 impl Sink for Collect {
     fn transmit(&mut self, hop: &Hop, datagrams: &[u8], segment: usize) {
         let sends = datagrams.chunks(segment.max(1));
-        self.outs.extend(sends.map(|bytes| Out::Send { hop: *hop, bytes: bytes.to_vec(), ttl: None }));
+        self.outs.extend(sends.map(|bytes| Out::Send {
+            hop: *hop,
+            bytes: bytes.to_vec(),
+            ttl: None,
+        }));
     }
 
     fn deliver(&mut self, buf: &mut [u8], deliveries: &[Delivery]) {
