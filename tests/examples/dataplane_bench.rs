@@ -1,6 +1,6 @@
 //! Measures the data plane against raw veth in the same run; needs root, iperf3, ping, taskset.
 //!
-//! `dataplane_bench [direct|relay] [rounds] [seconds] [mtu] [suite] [what…]`, what being `one`, `two`, `udp`, `rtt`.
+//! `dataplane_bench [direct|tcp|relay] [rounds] [seconds] [mtu] [suite] [what…]`, what being `one`, `two`, `udp`, `rtt`.
 
 use std::io::Write;
 
@@ -10,7 +10,11 @@ fn main() {
     dataplane::become_node();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let word = |at: usize, default: &str| arguments.get(at).cloned().unwrap_or(default.to_owned());
-    let layout = if word(0, "direct") == "relay" { Layout::Relay } else { Layout::Direct };
+    let layout = match word(0, "direct").as_str() {
+        "relay" => Layout::Relay,
+        "tcp" => Layout::Tcp,
+        _ => Layout::Direct,
+    };
     let rounds: usize = word(1, "3").parse().expect("rounds");
     let seconds: u32 = word(2, "3").parse().expect("seconds");
     let mtu: u16 = word(3, "1320").parse().expect("mtu");

@@ -1,7 +1,7 @@
 //! Two or three nodes' data planes without an engine, in network namespaces: given keys, given tables.
 //!
 //! ```text
-//! ezdA 10.99.0.1 ── veth ── ezdB 10.99.0.2        (direct)
+//! ezdA 10.99.0.1 ── veth ── ezdB 10.99.0.2        (direct: over UDP, or one TCP connection)
 //! ezdA 10.99.1.1 ── veth ── ezdR ── veth ── ezdB 10.99.2.1   (relayed by ezdR)
 //! overlay: 10.98.0.1 and .2, fd98::1 and ::2 on the TUN `ezd0`
 //! ```
@@ -22,7 +22,8 @@ use engine::{
 };
 use netio::{
     port::tun::Tun,
-    task::CancellationToken,
+    task::{CancellationToken, TaskGroup},
+    tunnel::{self, TunnelConfig, TunnelEvent, Tunnels},
     udp::UdpSockets,
     worker::{Plane, Worker, punt},
 };
@@ -34,7 +35,7 @@ use wire::id::{NetworkId, NodeId};
 
 /// Set to the role of a process: `a`, `b`, `r`.
 const ROLE: &str = "EZD_ROLE";
-/// `direct` or `relay`.
+/// [`Layout::as_str`].
 const LAYOUT: &str = "EZD_LAYOUT";
 const MTU: &str = "EZD_MTU";
 const SUITE: &str = "EZD_SUITE";
@@ -51,7 +52,19 @@ const R: NodeId = NodeId([3; 16]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     Direct,
+    /// The same over the TCP carrier.
+    Tcp,
     Relay,
+}
+
+impl Layout {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Tcp => "tcp",
+            Self::Relay => "relay",
+        }
+    }
 }
 
 /// Becomes a node, for good, if this process was started as one. To be called first by whoever uses [`Lab`].
@@ -64,14 +77,15 @@ pub fn become_node() {
         }
         std::process::exit(i32::from(outcome.is_err()));
     }
-    let is_relay = std::env::var(LAYOUT).as_deref() == Ok("relay");
-    if let Err(error) = run_node(&role, is_relay) {
+    let layout = std::env::var(LAYOUT).unwrap_or_default();
+    if let Err(error) = run_node(&role, &layout) {
         eprintln!("node {role}: {error:#}");
     }
     std::process::exit(1);
 }
 
-fn run_node(role: &str, is_relay: bool) -> anyhow::Result<()> {
+fn run_node(role: &str, layout: &str) -> anyhow::Result<()> {
+    let is_relay = layout == "relay";
     let sockets = Arc::new(UdpSockets::new(None));
     let socket = sockets.bind((Ipv4Addr::UNSPECIFIED, PORT).into())?.id();
     let tun = match role {
@@ -87,9 +101,18 @@ fn run_node(role: &str, is_relay: bool) -> anyhow::Result<()> {
     let drops = fib.drops.clone();
     let (punts, _receiver) = punt::queue();
     let offloads = tun.as_ref().map(|tun| tun.offloads().to_string());
-    let plane = Plane::new(Arc::new(ArcSwap::from_pointee(fib)), tun, sockets, punts);
+    let fib = Arc::new(ArcSwap::from_pointee(fib));
+    let plane = Arc::new(Plane::new(fib.clone(), tun, sockets, punts));
     let token = CancellationToken::new();
-    let worker = Worker::spawn_alone(Arc::new(plane), 0, token.clone())?;
+    let worker = Worker::spawn_alone(plane.clone(), 0, token.clone())?;
+    if layout == "tcp" {
+        let role = role.to_owned();
+        std::thread::spawn(move || {
+            if let Err(error) = run_tunnel(&role, &plane, &fib) {
+                eprintln!("{role}: {error:#}");
+            }
+        });
+    }
     say(&format!("ready {}", offloads.unwrap_or_default()));
     // Ends with whoever started it.
     let mut line = String::new();
@@ -141,6 +164,38 @@ fn say(line: &str) {
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
+}
+
+/// Makes the one connection there is the next hop.
+fn run_tunnel(role: &str, plane: &Arc<Plane>, fib: &ArcSwap<Fib>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let receiver = plane.clone();
+        let handler: tunnel::Handler =
+            Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now()));
+        let group = TaskGroup::new("node");
+        let (tunnels, mut events) = Tunnels::new(TunnelConfig::default(), group, handler);
+        plane.set_tunnels(tunnels.clone());
+        match role {
+            "b" => {
+                tunnels.listen_tcp((Ipv4Addr::UNSPECIFIED, PORT).into())?;
+            }
+            _ => {
+                tunnels.dial_tcp(([10, 99, 0, 2], PORT).into())?;
+            }
+        }
+        while let Some(event) = events.recv().await {
+            let TunnelEvent::Up { id, carrier, remote, .. } = event else { continue };
+            tunnels.trust(id);
+            let mut next = Fib::clone(&fib.load());
+            for peer in Arc::make_mut(&mut next.peers).values_mut() {
+                let next_hop = NextHop::Direct(Hop::Tunnel { id, carrier, remote });
+                *peer = Arc::new(PeerEntry { next_hop: Some(next_hop), ..PeerEntry::clone(peer) });
+            }
+            fib.store(Arc::new(next));
+        }
+        Ok(())
+    })
 }
 
 /// The tables of one of the two ends.
@@ -249,7 +304,9 @@ impl Lab {
             ip(&format!("-n {name} link set lo up"));
         }
         match layout {
-            Layout::Direct => wire_up("ezdA", "ezdv0", "10.99.0.1", "ezdB", "ezdv0", "10.99.0.2"),
+            Layout::Direct | Layout::Tcp => {
+                wire_up("ezdA", "ezdv0", "10.99.0.1", "ezdB", "ezdv0", "10.99.0.2")
+            }
             Layout::Relay => {
                 wire_up("ezdA", "ezdv0", "10.99.1.1", "ezdR", "ezdv1", "10.99.1.254");
                 wire_up("ezdB", "ezdv0", "10.99.2.1", "ezdR", "ezdv2", "10.99.2.254");
@@ -263,7 +320,7 @@ impl Lab {
 
     fn names(&self) -> &'static [&'static str] {
         match self.layout {
-            Layout::Direct => &["ezdA", "ezdB"],
+            Layout::Direct | Layout::Tcp => &["ezdA", "ezdB"],
             Layout::Relay => &["ezdA", "ezdB", "ezdR"],
         }
     }
@@ -271,7 +328,7 @@ impl Lab {
     /// The address of `ezdB` on the underlay.
     pub fn raw_address(&self) -> &'static str {
         match self.layout {
-            Layout::Direct => "10.99.0.2",
+            Layout::Direct | Layout::Tcp => "10.99.0.2",
             Layout::Relay => "10.99.2.1",
         }
     }
@@ -284,7 +341,7 @@ impl Lab {
             command.arg(std::env::current_exe().expect("this program"));
             command.args(std::env::args().skip(1));
             command.env(ROLE, name.trim_start_matches("ezd").to_lowercase());
-            command.env(LAYOUT, if self.layout == Layout::Relay { "relay" } else { "direct" });
+            command.env(LAYOUT, self.layout.as_str());
             command.env(MTU, settings.mtu.unwrap_or(1320).to_string());
             command.env(SUITE, settings.suite.as_deref().unwrap_or("aes"));
             let mut node = command

@@ -8,7 +8,7 @@ use tests::dataplane::{self, Lab, Layout, Settings};
 const LEAST_RATIO: f64 = 0.05;
 
 #[test]
-fn packets_of_all_kinds_pass_directly_and_over_a_blind_relay() {
+fn packets_of_all_kinds_pass_over_udp_over_tcp_and_over_a_blind_relay() {
     dataplane::become_node();
     if !is_root() {
         eprintln!("skipped: needs root");
@@ -19,6 +19,12 @@ fn packets_of_all_kinds_pass_directly_and_over_a_blind_relay() {
     carries_everything(&lab);
     is_fast(&lab);
     lab.start(&Settings { suite: Some("chacha".to_owned()), ..Settings::default() });
+    lab.talk("10.98.0.2");
+    drop(lab);
+
+    let mut lab = Lab::new(Layout::Tcp);
+    lab.start(&Settings::default());
+    lab.ping("10.98.0.2", &None, 20);
     lab.talk("10.98.0.2");
     drop(lab);
 

@@ -7,7 +7,7 @@
 //! ```text
 //! turn: TUN ─ up to TUN_READS packets ─► encapsulate ─► one run per next hop ─► sendmsg (GSO)
 //!       each ready socket ─ up to SOCKET_READS runs (GRO) ─► decapsulate ─► writev │ sendmsg │ punt
-//! nothing to do: look again a few times, then epoll
+//! nothing to do: give way and look again a few times, then epoll
 //! ```
 
 pub mod plane;
@@ -57,7 +57,7 @@ pub struct Worker {
     table: Arc<Table>,
     tun: Option<Arc<Tun>>,
     tun_is_hot: bool,
-    /// Sockets that had something in the last turn.
+    /// Sockets that had something since the last wait.
     hot: Vec<Arc<UdpSocket>>,
     read_buf: Box<[u8]>,
     receive_buf: Box<[u8]>,
@@ -147,11 +147,8 @@ impl Worker {
         let mut moved = false;
 
         if let Some(tun) = self.tun.as_ref().filter(|_| self.tun_is_hot) {
-            for turn in 0..TUN_READS {
-                let Ok(Some((virtio, packet))) = tun.read(&mut self.read_buf) else {
-                    self.tun_is_hot = turn > 0;
-                    break;
-                };
+            for _ in 0..TUN_READS {
+                let Ok(Some((virtio, packet))) = tun.read(&mut self.read_buf) else { break };
                 moved = true;
                 let reply =
                     fastpath::encapsulate(&fib, &virtio, packet, now, &mut self.outbox, &mut sink);
@@ -162,10 +159,12 @@ impl Worker {
             self.outbox.flush(&mut sink);
         }
         let (receive_buf, inbox) = (&mut self.receive_buf, &mut self.inbox);
-        self.hot.retain(|socket| {
-            for turn in 0..SOCKET_READS {
-                let Some(received) = socket.receive(receive_buf) else { return turn > 0 };
+        for socket in &self.hot {
+            for _ in 0..SOCKET_READS {
+                let Some(received) = socket.receive(receive_buf) else { break };
                 moved = true;
+                // The host may answer at once.
+                self.tun_is_hot = true;
                 let buf = &mut receive_buf[..received.len];
                 let datagrams = (0..received.len)
                     .step_by(received.segment)
@@ -173,13 +172,14 @@ impl Worker {
                 let hop = Hop::Udp { socket: socket.id(), remote: received.remote };
                 fastpath::decapsulate(&fib, buf, datagrams, hop, now, inbox, &mut sink);
             }
-            true
-        });
+        }
         moved
     }
 
     /// Waits until something is readable.
     fn wait(&mut self) -> io::Result<()> {
+        self.hot.clear();
+        self.tun_is_hot = false;
         let tokens = self.ready.wait(LONGEST_WAIT)?;
         let mut is_woken = false;
         for &token in tokens {
@@ -188,11 +188,7 @@ impl Worker {
                 TOKEN_TUN => self.tun_is_hot = true,
                 token => {
                     let id = SocketId(token as u16);
-                    if let Some(socket) = self.table.get(&id)
-                        && !self.hot.iter().any(|hot| hot.id() == id)
-                    {
-                        self.hot.push(socket.clone());
-                    }
+                    self.hot.extend(self.table.get(&id).cloned());
                 }
             }
         }
@@ -219,8 +215,10 @@ impl Worker {
     }
 }
 
-/// How often an idle worker looks again before it sleeps: a wake-up costs more than a few looks.
-const IDLE_LOOKS: u32 = 2;
+/// How often an idle worker looks again before it sleeps, giving way in between: a wake-up costs more than a few
+/// looks, and small packets gather meanwhile (64-byte flood: 0.32 of raw without, 0.39–0.42 with three and more).
+/// More only take the CPU from whoever is to answer.
+const IDLE_LOOKS: u32 = 4;
 
 impl Drop for Worker {
     fn drop(&mut self) {
@@ -236,3 +234,6 @@ impl fmt::Debug for Worker {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
