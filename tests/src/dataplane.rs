@@ -93,11 +93,14 @@ fn run_node(role: &str, layout: &str) -> anyhow::Result<()> {
         _ => Some(Arc::new(Tun::open(TUN)?)),
     };
     let mtu = std::env::var(MTU).ok().and_then(|mtu| mtu.parse().ok()).unwrap_or(1320);
-    let fib = match role {
+    let mut fib = match role {
         "a" => end(A, B, 1, 2, socket, is_relay, mtu),
         "b" => end(B, A, 2, 1, socket, is_relay, mtu),
         _ => relay(socket, mtu),
     };
+    if layout == "tcp" {
+        set_next_hop(&mut fib, None);
+    }
     let drops = fib.drops.clone();
     let (punts, _receiver) = punt::queue();
     let offloads = tun.as_ref().map(|tun| tun.offloads().to_string());
@@ -185,17 +188,29 @@ fn run_tunnel(role: &str, plane: &Arc<Plane>, fib: &ArcSwap<Fib>) -> anyhow::Res
             }
         }
         while let Some(event) = events.recv().await {
-            let TunnelEvent::Up { id, carrier, remote, .. } = event else { continue };
-            tunnels.trust(id);
-            let mut next = Fib::clone(&fib.load());
-            for peer in Arc::make_mut(&mut next.peers).values_mut() {
-                let next_hop = NextHop::Direct(Hop::Tunnel { id, carrier, remote });
-                *peer = Arc::new(PeerEntry { next_hop: Some(next_hop), ..PeerEntry::clone(peer) });
+            match event {
+                TunnelEvent::Up { id, carrier, remote, .. } => {
+                    tunnels.trust(id);
+                    let mut next = Fib::clone(&fib.load());
+                    set_next_hop(&mut next, Some(Hop::Tunnel { id, carrier, remote }));
+                    fib.store(Arc::new(next));
+                }
+                // The other side does not listen yet.
+                TunnelEvent::Down { remote, .. } => {
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    tunnels.dial_tcp(remote)?;
+                }
             }
-            fib.store(Arc::new(next));
         }
         Ok(())
     })
+}
+
+fn set_next_hop(fib: &mut Fib, hop: Option<Hop>) {
+    for peer in Arc::make_mut(&mut fib.peers).values_mut() {
+        let next_hop = hop.map(NextHop::Direct);
+        *peer = Arc::new(PeerEntry { next_hop, ..PeerEntry::clone(peer) });
+    }
 }
 
 /// The tables of one of the two ends.
