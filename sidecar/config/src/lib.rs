@@ -1,1 +1,29 @@
-//! placeholder
+//! The sidecar's configuration: what a person writes, parsed once into types that cannot be wrong.
+//!
+//! [`parse`] reads a file and reports *everything* that is wrong with it, each with line, column and the nearest valid key.
+//! [`Partial`] is what one source (file, environment, flags) says; [`Partial::over`] merges them, and [`Settings`] is the
+//! outcome with the source of every value. This crate knows neither the engine nor Kubernetes.
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod merge;
+mod tree;
+mod value;
+
+pub use self::{
+    check::{Problem, parse},
+    merge::{Origin, Partial, Settings, Sourced},
+    value::{
+        Address4, Address6, Invalid, Listen, Mtu, P2p, PeerUrl, Punch, Scheme, Secret, schema,
+    },
+};
+
+/// `apiVersion` of the file.
+pub const API_VERSION: &str = "config.easynet.io/v1alpha1";
+/// `kind` of the file.
+pub const KIND: &str = "Sidecar";
+/// Where nodes listen unless told otherwise.
+pub const DEFAULT_PORT: u16 = 11_010;
+/// The first port that `--listen 0` tries.
+pub const FIRST_FREE_PORT: u16 = 15_888;

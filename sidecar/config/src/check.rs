@@ -1,0 +1,389 @@
+//! The file, checked: all problems at once, each with its place.
+
+use std::{fmt, str::FromStr};
+
+use crate::{
+    API_VERSION, KIND,
+    merge::{Origin, Partial, Sourced},
+    tree::{self, Node, Value},
+    value::Invalid,
+};
+
+/// Something wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub line: usize,
+    pub column: usize,
+    /// Where in the document: `transport.mtu`, `peers[1]`.
+    pub path: String,
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}: ", self.line, self.column)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Reads a configuration file. Nothing of it is used unless all of it is right.
+///
+/// # Errors
+/// Everything that is wrong, in the order of the file.
+pub fn parse(text: &str) -> Result<Partial, Vec<Problem>> {
+    let root = match tree::read(text) {
+        Ok(Some(root)) => root,
+        Ok(None) => {
+            let message = format!("the file is empty; it starts with `apiVersion: {API_VERSION}`");
+            return Err(vec![Problem { line: 1, column: 1, path: String::new(), message }]);
+        }
+        Err((line, column, message)) => {
+            return Err(vec![Problem { line, column, path: String::new(), message }]);
+        }
+    };
+    let mut check = Check { problems: Vec::new() };
+    let partial = check.document(&root);
+    if check.problems.is_empty() {
+        return Ok(partial);
+    }
+    check.problems.sort_by_key(|problem| (problem.line, problem.column));
+    Err(check.problems)
+}
+
+struct Check {
+    problems: Vec<Problem>,
+}
+
+impl Check {
+    fn document(&mut self, root: &Node) -> Partial {
+        let mut partial = Partial::default();
+        let keys = [
+            "apiVersion",
+            "kind",
+            "network",
+            "node",
+            "listen",
+            "peers",
+            "exports",
+            "transport",
+            "roles",
+            "admin",
+            "metrics",
+        ];
+        let mut seen = (false, false);
+        for (key, node) in self.map(root, "", &keys) {
+            match key {
+                "apiVersion" => {
+                    seen.0 = true;
+                    self.constant(node, "apiVersion", API_VERSION);
+                }
+                "kind" => {
+                    seen.1 = true;
+                    self.constant(node, "kind", KIND);
+                }
+                "network" => self.network(node, &mut partial),
+                "node" => self.node(node, &mut partial),
+                "listen" => partial.listen = self.list(node, "listen"),
+                "peers" => partial.peers = self.list(node, "peers"),
+                "exports" => partial.exports = self.exports(node),
+                "transport" => self.transport(node, &mut partial),
+                "roles" => {
+                    for (_, node) in self.map(node, "roles", &["transit"]) {
+                        partial.transit = self.value(node, "roles.transit", "true or false");
+                    }
+                }
+                "admin" => partial.admin = self.text(node, "admin"),
+                _ => {
+                    partial.metrics =
+                        self.value::<std::net::SocketAddr>(node, "metrics", "HOST:PORT").map(some)
+                }
+            }
+        }
+        if !seen.0 {
+            self.problem(
+                root,
+                "apiVersion",
+                format!("is missing; write `apiVersion: {API_VERSION}`"),
+            );
+        }
+        if !seen.1 {
+            self.problem(root, "kind", format!("is missing; write `kind: {KIND}`"));
+        }
+        partial
+    }
+
+    fn network(&mut self, node: &Node, partial: &mut Partial) {
+        for (key, node) in self.map(node, "network", &["name", "secretFile", "range"]) {
+            match key {
+                "name" => partial.network = self.text::<String>(node, "network.name").map(some),
+                "secretFile" => {
+                    partial.secret_file =
+                        self.text::<std::path::PathBuf>(node, "network.secretFile").map(some);
+                }
+                _ => {
+                    partial.range =
+                        self.value(node, "network.range", "an IPv4 range such as 100.112.0.0/16")
+                }
+            }
+        }
+    }
+
+    fn node(&mut self, node: &Node, partial: &mut Partial) {
+        for (key, node) in self.map(node, "node", &["hostname", "ipv4", "ipv6", "stateDir", "tun"])
+        {
+            match key {
+                "hostname" => {
+                    partial.hostname = self.text::<String>(node, "node.hostname").map(some)
+                }
+                "ipv4" => partial.ipv4 = self.parsed(node, "node.ipv4"),
+                "ipv6" => partial.ipv6 = self.parsed(node, "node.ipv6"),
+                "stateDir" => partial.state_dir = self.text(node, "node.stateDir"),
+                _ => partial.tun = self.text(node, "node.tun"),
+            }
+        }
+    }
+
+    fn transport(&mut self, node: &Node, partial: &mut Partial) {
+        for (key, node) in self.map(node, "transport", &["mtu", "p2p", "punch"]) {
+            match key {
+                "mtu" => partial.mtu = self.parsed(node, "transport.mtu"),
+                "p2p" => partial.p2p = self.parsed(node, "transport.p2p"),
+                _ => partial.punch = self.parsed(node, "transport.punch"),
+            }
+        }
+    }
+
+    fn exports(&mut self, node: &Node) -> Option<Sourced<Vec<ipnet::IpNet>>> {
+        let items = self.items(node, "exports")?;
+        let mut exports = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            let path = format!("exports[{index}]");
+            for (key, node) in self.map(item, &path, &["cidr", "mapTo"]) {
+                if key == "mapTo" {
+                    self.problem(
+                        node,
+                        &format!("{path}.mapTo"),
+                        "mapping a subnet is not there yet".to_owned(),
+                    );
+                } else if let Some(cidr) =
+                    self.value(node, &format!("{path}.cidr"), "a subnet such as 10.42.0.0/24")
+                {
+                    exports.push(cidr.value);
+                }
+            }
+        }
+        Some(file(exports))
+    }
+
+    fn list<T: FromStr<Err = Invalid>>(
+        &mut self,
+        node: &Node,
+        path: &str,
+    ) -> Option<Sourced<Vec<T>>> {
+        let items = self.items(node, path)?;
+        let parsed = items.iter().enumerate().filter_map(|(index, item)| {
+            self.parsed(item, &format!("{path}[{index}]")).map(|sourced| sourced.value)
+        });
+        let parsed = parsed.collect();
+        Some(file(parsed))
+    }
+
+    fn items<'a>(&mut self, node: &'a Node, path: &str) -> Option<&'a [Node]> {
+        match &node.value {
+            Value::List(items) => Some(items),
+            Value::Scalar(_) | Value::Map(_) => {
+                self.problem(
+                    node,
+                    path,
+                    "is not a list; write one item a line, each after a dash".to_owned(),
+                );
+                None
+            }
+        }
+    }
+
+    fn constant(&mut self, node: &Node, path: &str, expected: &str) {
+        if self.text::<String>(node, path).is_some_and(|found| found.value != expected) {
+            self.problem(node, path, format!("is not what this version reads; write {expected}"));
+        }
+    }
+
+    fn text<T: From<String>>(&mut self, node: &Node, path: &str) -> Option<Sourced<T>> {
+        match &node.value {
+            Value::Scalar(text) if !text.is_empty() => Some(file(T::from(text.clone()))),
+            Value::Scalar(_) => {
+                self.problem(node, path, "is empty".to_owned());
+                None
+            }
+            Value::List(_) | Value::Map(_) => {
+                self.problem(node, path, "is not a text".to_owned());
+                None
+            }
+        }
+    }
+
+    fn parsed<T: FromStr<Err = Invalid>>(&mut self, node: &Node, path: &str) -> Option<Sourced<T>> {
+        let text = self.text::<String>(node, path)?.value;
+        match text.parse() {
+            Ok(value) => Some(file(value)),
+            Err(Invalid(why)) => {
+                self.problem(node, path, why);
+                None
+            }
+        }
+    }
+
+    fn value<T: FromStr>(&mut self, node: &Node, path: &str, expected: &str) -> Option<Sourced<T>> {
+        let text = self.text::<String>(node, path)?.value;
+        match text.parse() {
+            Ok(value) => Some(file(value)),
+            Err(_) => {
+                self.problem(node, path, format!("is {text:?}; write {expected}"));
+                None
+            }
+        }
+    }
+
+    /// The known entries of a map; unknown and repeated ones are problems.
+    fn map<'a>(
+        &mut self,
+        node: &'a Node,
+        path: &str,
+        known: &[&'static str],
+    ) -> Vec<(&'static str, &'a Node)> {
+        let Value::Map(entries) = &node.value else {
+            let message = format!("is not a map; it has the keys {}", known.join(", "));
+            self.problem(node, path, message);
+            return Vec::new();
+        };
+        let mut found: Vec<(&'static str, &Node)> = Vec::new();
+        for (key, value) in entries {
+            let Value::Scalar(name) = &key.value else {
+                self.problem(key, path, "has a key that is no text".to_owned());
+                continue;
+            };
+            let full = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            match known.iter().find(|known| *known == name) {
+                Some(known) if found.iter().any(|(seen, _)| seen == known) => {
+                    self.problem(key, &full, "stands here twice".to_owned());
+                }
+                Some(known) => found.push((known, value)),
+                None => {
+                    let nearest = known.iter().min_by_key(|known| distance(known, name));
+                    let hint = match nearest
+                        .filter(|nearest| distance(nearest, name) <= name.len().max(3) / 2 + 1)
+                    {
+                        Some(nearest) => format!("did you mean {nearest}?"),
+                        None => format!("there is {}", known.join(", ")),
+                    };
+                    self.problem(key, &full, format!("is not known; {hint}"));
+                }
+            }
+        }
+        found
+    }
+
+    fn problem(&mut self, node: &Node, path: &str, message: String) {
+        self.problems.push(Problem {
+            line: node.line,
+            column: node.column,
+            path: path.to_owned(),
+            message,
+        });
+    }
+}
+
+fn file<T>(value: T) -> Sourced<T> {
+    Sourced { value, origin: Origin::File }
+}
+
+fn some<T>(sourced: Sourced<T>) -> Sourced<Option<T>> {
+    Sourced { value: Some(sourced.value), origin: sourced.origin }
+}
+
+/// Edits between two words (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::{Listen, Punch};
+
+    const GOOD: &str = "\
+apiVersion: config.easynet.io/v1alpha1
+kind: Sidecar
+network: {name: prod, secretFile: /etc/easynet/secret}
+node: {hostname: a, ipv4: auto, ipv6: auto}
+listen: [11010]
+peers: [\"udp://relay.example.com:11010\"]
+exports: [{cidr: 10.42.0.0/24}]
+transport: {mtu: 1320, p2p: on, punch: light}
+roles: {transit: false}
+";
+
+    #[test]
+    fn the_documented_file_is_read() {
+        let settings = parse(GOOD).unwrap().settle();
+
+        assert_eq!(settings.network.value.as_deref(), Some("prod"));
+        assert_eq!(settings.listen.value, [Listen::Port(11010)]);
+        assert_eq!(settings.punch.value, Punch::Light);
+        assert_eq!(settings.exports.value, ["10.42.0.0/24".parse().unwrap()]);
+        assert_eq!(settings.punch.origin, Origin::File);
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        let text = "\
+apiVersion: config.easynet.io/v1alpha1
+kind: Sidecar
+netwrok: {name: prod}
+listen: 11010
+peers: [\"quic://a\", \"udp://b\"]
+exports: [{cidr: 10.42.0.0/33}]
+transport:
+  mtu: 12
+  punsh: full
+";
+        let problems: Vec<String> =
+            parse(text).unwrap_err().iter().map(ToString::to_string).collect();
+
+        assert_eq!(
+            problems,
+            [
+                "line 3, column 1: netwrok: is not known; did you mean network?",
+                "line 4, column 9: listen: is not a list; write one item a line, each after a dash",
+                "line 5, column 9: peers[0]: \"quic://a\" uses quic://, which is not there yet; write \
+                 udp://HOST:PORT or tcp://HOST:PORT",
+                "line 6, column 18: exports[0].cidr: is \"10.42.0.0/33\"; write a subnet such as 10.42.0.0/24",
+                "line 8, column 8: transport.mtu: the MTU \"12\" is not between 1280 and 9000",
+                "line 9, column 3: transport.punsh: is not known; did you mean punch?",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_yaml_has_a_place() {
+        let problems = parse("a: [1\nb: 2").unwrap_err();
+
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].to_string().contains("not YAML"), "{}", problems[0]);
+        assert!(parse("").unwrap_err()[0].message.contains("empty"));
+    }
+}

@@ -1,0 +1,150 @@
+//! What each source says, and what is in force.
+
+use std::{fmt, path::PathBuf};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::value::{Address4, Address6, Listen, Mtu, P2p, PeerUrl, Punch};
+
+/// Where a value came from; a later one beats an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    Default,
+    File,
+    Environment,
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::File => "file",
+            Self::Environment => "environment",
+            Self::Flag => "flag",
+        })
+    }
+}
+
+/// A value and its source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sourced<T> {
+    pub value: T,
+    pub origin: Origin,
+}
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr,)*) => {
+        /// What one source says; what it does not say is `None`.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Partial {
+            $($(#[$doc])* pub $name: Option<Sourced<$type>>,)*
+        }
+
+        /// What is in force, and where each value came from.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Settings {
+            $($(#[$doc])* pub $name: Sourced<$type>,)*
+        }
+
+        impl Partial {
+            /// This source's values over those of `lower`.
+            #[must_use]
+            pub fn over(self, lower: Self) -> Self {
+                Self { $($name: self.$name.or(lower.$name),)* }
+            }
+
+            /// Fills what nobody said with the defaults.
+            pub fn settle(self) -> Settings {
+                Settings {
+                    $($name: self.$name.unwrap_or_else(|| Sourced { value: $default, origin: Origin::Default }),)*
+                }
+            }
+        }
+    };
+}
+
+settings! {
+    network: Option<String> = None,
+    /// `-` is standard input.
+    secret_file: Option<PathBuf> = None,
+    range: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(100, 112, 0, 0), 16),
+    hostname: Option<String> = None,
+    ipv4: Address4 = Address4::Auto,
+    ipv6: Address6 = Address6::Auto,
+    state_dir: PathBuf = PathBuf::from("/var/lib/easynet"),
+    tun: String = "easynet0".to_owned(),
+    listen: Vec<Listen> = vec![Listen::Port(crate::DEFAULT_PORT)],
+    peers: Vec<PeerUrl> = Vec::new(),
+    exports: Vec<IpNet> = Vec::new(),
+    mtu: Mtu = Mtu::default(),
+    p2p: P2p = P2p::On,
+    punch: Punch = Punch::Full,
+    transit: bool = false,
+    admin: PathBuf = PathBuf::from("/run/easynet/easynet.sock"),
+    metrics: Option<std::net::SocketAddr> = None,
+}
+
+impl Settings {
+    /// Key, value and origin of everything, for `easynet config show`. No secret is among them.
+    pub fn rows(&self) -> Vec<(&'static str, serde_json::Value, Origin)> {
+        fn list<T: fmt::Display>(items: &[T]) -> serde_json::Value {
+            items.iter().map(ToString::to_string).collect()
+        }
+        vec![
+            ("network.name", self.network.value.clone().into(), self.network.origin),
+            (
+                "network.secretFile",
+                self.secret_file.value.as_ref().map(|path| path.display().to_string()).into(),
+                self.secret_file.origin,
+            ),
+            ("network.range", self.range.value.to_string().into(), self.range.origin),
+            ("node.hostname", self.hostname.value.clone().into(), self.hostname.origin),
+            ("node.ipv4", self.ipv4.value.to_string().into(), self.ipv4.origin),
+            ("node.ipv6", self.ipv6.value.to_string().into(), self.ipv6.origin),
+            (
+                "node.stateDir",
+                self.state_dir.value.display().to_string().into(),
+                self.state_dir.origin,
+            ),
+            ("node.tun", self.tun.value.clone().into(), self.tun.origin),
+            ("listen", list(&self.listen.value), self.listen.origin),
+            ("peers", list(&self.peers.value), self.peers.origin),
+            ("exports", list(&self.exports.value), self.exports.origin),
+            ("transport.mtu", self.mtu.value.bytes().into(), self.mtu.origin),
+            ("transport.p2p", self.p2p.value.to_string().into(), self.p2p.origin),
+            ("transport.punch", self.punch.value.to_string().into(), self.punch.origin),
+            ("roles.transit", self.transit.value.into(), self.transit.origin),
+            ("admin", self.admin.value.display().to_string().into(), self.admin.origin),
+            (
+                "metrics",
+                self.metrics.value.map(|addr| addr.to_string()).into(),
+                self.metrics.origin,
+            ),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_beats_the_environment_which_beats_the_file() {
+        let say = |name: &str, origin| Partial {
+            tun: Some(Sourced { value: name.to_owned(), origin }),
+            ..Partial::default()
+        };
+        let file = Partial {
+            transit: Some(Sourced { value: true, origin: Origin::File }),
+            ..say("f", Origin::File)
+        };
+
+        let settings =
+            say("c", Origin::Flag).over(say("b", Origin::Environment)).over(file).settle();
+
+        assert_eq!(settings.tun, Sourced { value: "c".to_owned(), origin: Origin::Flag });
+        assert_eq!(settings.transit.origin, Origin::File);
+        assert_eq!(settings.mtu.origin, Origin::Default);
+    }
+}

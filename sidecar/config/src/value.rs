@@ -1,0 +1,423 @@
+//! Values that cannot be wrong once they exist.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
+
+use data_encoding::BASE32_NOPAD;
+use ipnet::{Ipv4Net, Ipv6Net};
+use zeroize::Zeroizing;
+
+use crate::DEFAULT_PORT;
+
+/// A sentence about what is wrong with a text, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+/// How to reach a peer or server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scheme {
+    Udp,
+    Tcp,
+}
+
+/// `udp://host:port?k=…`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerUrl {
+    pub scheme: Scheme,
+    pub host: String,
+    pub port: u16,
+    /// The 64 bytes of `?k=`: signing key, then Noise static key.
+    pub keys: Option<[u8; 64]>,
+}
+
+impl FromStr for PeerUrl {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let wrong = |why: &str| {
+            Invalid(format!("{text:?} {why}; write udp://HOST:PORT or tcp://HOST:PORT"))
+        };
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("has no scheme"))?;
+        let scheme = scheme_of(scheme).map_err(|why| wrong(&why))?;
+        let (address, query) =
+            rest.split_once('?').map_or((rest, ""), |(address, query)| (address, query));
+        let (host, port) = split_port(address.trim_end_matches('/')).map_err(|why| wrong(&why))?;
+        if host.is_empty() {
+            return Err(wrong("names no host"));
+        }
+        let mut keys = None;
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("k", key)) => {
+                    let bytes = BASE32_NOPAD
+                        .decode(key.to_ascii_uppercase().as_bytes())
+                        .unwrap_or_default();
+                    let bytes = bytes.try_into().map_err(|_| {
+                        wrong("has a ?k= that is no key: it is the base32 of 64 bytes that `easynet key show` prints")
+                    })?;
+                    keys = Some(bytes);
+                }
+                _ => return Err(wrong("has a query other than ?k=")),
+            }
+        }
+        Ok(Self { scheme, host: host.to_owned(), port: port.unwrap_or(DEFAULT_PORT), keys })
+    }
+}
+
+impl fmt::Display for PeerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.scheme {
+            Scheme::Udp => "udp",
+            Scheme::Tcp => "tcp",
+        };
+        if self.host.contains(':') {
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)?;
+        } else {
+            write!(f, "{scheme}://{}:{}", self.host, self.port)?;
+        }
+        match &self.keys {
+            Some(keys) => write!(f, "?k={}", BASE32_NOPAD.encode(keys).to_ascii_lowercase()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn scheme_of(scheme: &str) -> Result<Scheme, String> {
+    match scheme {
+        "udp" => Ok(Scheme::Udp),
+        "tcp" => Ok(Scheme::Tcp),
+        "quic" | "ws" | "wss" | "txt" | "srv" => {
+            Err(format!("uses {scheme}://, which is not there yet"))
+        }
+        _ => Err(format!("has the unknown scheme {scheme:?}")),
+    }
+}
+
+fn split_port(address: &str) -> Result<(&str, Option<u16>), String> {
+    let (host, port) = if let Some(rest) = address.strip_prefix('[') {
+        let (host, after) = rest.split_once(']').ok_or("has no ] after its IPv6 address")?;
+        (host, after.strip_prefix(':'))
+    } else {
+        match address.split_once(':') {
+            Some((_, port)) if port.contains(':') => {
+                return Err("needs [ ] around its IPv6 address".to_owned());
+            }
+            Some((host, port)) => (host, Some(port)),
+            None => (address, None),
+        }
+    };
+    let Some(port) = port else { return Ok((host, None)) };
+    match port.parse::<u16>() {
+        Ok(port) if port > 0 => Ok((host, Some(port))),
+        _ => Err(format!("has the port {port:?}, which is not 1 to 65535")),
+    }
+}
+
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// UDP and TCP on both families; 0 takes the first free one from [`crate::FIRST_FREE_PORT`] upwards.
+    Port(u16),
+    /// One carrier on one address.
+    Url(Scheme, SocketAddr),
+    None,
+}
+
+impl FromStr for Listen {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let wrong = |why: &str| {
+            Invalid(format!(
+                "{text:?} {why}; write a port, udp://ADDRESS:PORT, tcp://ADDRESS:PORT or none"
+            ))
+        };
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        if let Ok(port) = text.parse() {
+            return Ok(Self::Port(port));
+        }
+        let (scheme, address) =
+            text.split_once("://").ok_or_else(|| wrong("is no port and no URL"))?;
+        let scheme = scheme_of(scheme).map_err(|why| wrong(&why))?;
+        let address = address.parse().map_err(|_| wrong("has no ADDRESS:PORT"))?;
+        Ok(Self::Url(scheme, address))
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(port) => write!(f, "{port}"),
+            Self::Url(Scheme::Udp, address) => write!(f, "udp://{address}"),
+            Self::Url(Scheme::Tcp, address) => write!(f, "tcp://{address}"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+/// The mesh IPv4 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address4 {
+    Auto,
+    Off,
+    Fixed(Ipv4Net),
+}
+
+/// The mesh IPv6 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address6 {
+    Auto,
+    Off,
+    Fixed(Ipv6Net),
+}
+
+macro_rules! address {
+    ($name:ident, $ip:ty, $net:ty, $length:literal, $family:literal) => {
+        impl FromStr for $name {
+            type Err = Invalid;
+
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                match text {
+                    "auto" => return Ok(Self::Auto),
+                    "off" => return Ok(Self::Off),
+                    _ => {}
+                }
+                let net = match text.parse::<$ip>() {
+                    Ok(address) => <$net>::new(address, $length).ok(),
+                    Err(_) => text.parse().ok(),
+                };
+                net.map(Self::Fixed).ok_or_else(|| {
+                    Invalid(format!(
+                        concat!(
+                            "{:?} is no ",
+                            $family,
+                            " address; write ADDRESS, ADDRESS/LENGTH, auto or off"
+                        ),
+                        text
+                    ))
+                })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    Self::Auto => f.write_str("auto"),
+                    Self::Off => f.write_str("off"),
+                    Self::Fixed(net) => write!(f, "{net}"),
+                }
+            }
+        }
+    };
+}
+
+address!(Address4, Ipv4Addr, Ipv4Net, 32, "IPv4");
+address!(Address6, Ipv6Addr, Ipv6Net, 128, "IPv6");
+
+/// MTU of the mesh, 1280 to 9000: below, IPv6 does not work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mtu(u16);
+
+impl Mtu {
+    pub fn bytes(self) -> u16 {
+        self.0
+    }
+}
+
+impl Default for Mtu {
+    /// Fits every underlay of 1441 bytes and more, relayed too.
+    fn default() -> Self {
+        Self(1320)
+    }
+}
+
+impl FromStr for Mtu {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text.parse() {
+            Ok(bytes) if (1280..=9000).contains(&bytes) => Ok(Self(bytes)),
+            _ => Err(Invalid(format!("the MTU {text:?} is not between 1280 and 9000"))),
+        }
+    }
+}
+
+impl fmt::Display for Mtu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $($variant:ident = $text:literal),+) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($variant),+
+        }
+
+        impl FromStr for $name {
+            type Err = Invalid;
+
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(Invalid(format!(
+                        concat!($what, " is {:?}; write ", choice!(@list $($text),+)),
+                        text
+                    ))),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$variant => $text),+
+                })
+            }
+        }
+    };
+    (@list $first:literal $(, $more:literal)*) => { concat!($first $(, " or ", $more)*) };
+}
+
+choice!(
+    /// Whether direct paths are sought.
+    P2p, "p2p", On = "on", RelayOnly = "relay-only"
+);
+choice!(
+    /// How much effort goes into a direct path.
+    Punch, "punch", Full = "full", Light = "light", Off = "off"
+);
+
+/// A secret that shows nothing of itself and is zeroised.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Surrounding white space, such as the last line's end, is not part of it.
+    pub fn new(text: &str) -> Result<Self, Invalid> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(Invalid(
+                "the secret is empty; make one with `easynet secret new`".to_owned(),
+            ));
+        }
+        Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// JSON Schema (draft 2020-12) of the configuration file.
+pub fn schema() -> serde_json::Value {
+    let text =
+        |description: &str| serde_json::json!({"type": "string", "description": description});
+    let object = |description: &str, properties: serde_json::Value| {
+        serde_json::json!({
+            "type": "object", "description": description,
+            "additionalProperties": false, "properties": properties,
+        })
+    };
+    let cidr = object(
+        "a subnet reachable through this node",
+        serde_json::json!({"cidr": text("the subnet, such as 10.42.0.0/24")}),
+    );
+    serde_json::json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "easynet sidecar configuration",
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["apiVersion", "kind"],
+        "properties": {
+            "apiVersion": {"const": crate::API_VERSION},
+            "kind": {"const": crate::KIND},
+            "network": object("the network to join", serde_json::json!({
+                "name": text("its name"),
+                "secretFile": text("the file that holds its secret"),
+                "range": text("where automatic IPv4 addresses come from"),
+            })),
+            "node": object("this node", serde_json::json!({
+                "hostname": text("its name in the mesh; default the machine's"),
+                "ipv4": text("ADDRESS[/LENGTH], auto or off"),
+                "ipv6": text("ADDRESS[/LENGTH], auto or off"),
+                "stateDir": text("keys and what is kept across restarts"),
+                "tun": text("name of the TUN interface"),
+            })),
+            "listen": {"type": "array", "items": {"type": ["integer", "string"]},
+                "description": "ports or URLs; a port means UDP and TCP on both families"},
+            "peers": {"type": "array", "items": text("udp://HOST:PORT[?k=KEY]"),
+                "description": "where to start"},
+            "exports": {"type": "array", "items": cidr},
+            "transport": object("how packets travel", serde_json::json!({
+                "mtu": {"type": "integer", "minimum": 1280, "maximum": 9000},
+                "p2p": {"enum": ["on", "relay-only"]},
+                "punch": {"enum": ["full", "light", "off"]},
+            })),
+            "roles": object("what this node does for others", serde_json::json!({
+                "transit": {"type": "boolean", "description": "carry other members' traffic"},
+            })),
+            "admin": text("unix socket where the command line connects"),
+            "metrics": text("HOST:PORT of the metrics endpoint"),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_say_what_is_wrong_with_them() {
+        let url: PeerUrl = "udp://relay.example.com:1234".parse().unwrap();
+        assert_eq!((url.host.as_str(), url.port, url.keys), ("relay.example.com", 1234, None));
+        assert_eq!(
+            "tcp://[2001:db8::1]".parse::<PeerUrl>().unwrap().to_string(),
+            "tcp://[2001:db8::1]:11010"
+        );
+        for (text, expected) in [
+            ("relay:1", "no scheme"),
+            ("quic://relay", "not there yet"),
+            ("smtp://relay", "unknown scheme"),
+            ("udp://", "no host"),
+            ("udp://a:99999", "not 1 to 65535"),
+            ("udp://2001:db8::1", "needs [ ]"),
+            ("udp://a?k=abc", "no key"),
+        ] {
+            let error = text.parse::<PeerUrl>().unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_shows_nothing() {
+        assert_eq!(format!("{:?}", Secret::new(" hunter2\n").unwrap()), "Secret(…)");
+        assert!(Secret::new("  \n").is_err());
+    }
+
+    #[test]
+    fn listeners_mtus_and_addresses_parse() {
+        assert_eq!("0".parse(), Ok(Listen::Port(0)));
+        assert_eq!("none".parse(), Ok(Listen::None));
+        assert!("udp://[::]:5".parse::<Listen>().is_ok());
+        assert!("70000".parse::<Listen>().is_err());
+        assert!("1279".parse::<Mtu>().is_err());
+        assert_eq!("10.1.2.3".parse(), Ok(Address4::Fixed("10.1.2.3/32".parse().unwrap())));
+        assert!("fd00::1".parse::<Address4>().is_err());
+        assert_eq!("off".parse(), Ok(Address6::Off));
+    }
+}
