@@ -81,9 +81,7 @@ impl<'a, I: Iterator<Item = (Event<'a>, Span)>> Reader<'a, I> {
             return Err((line, column, "nested too deeply".to_owned()));
         }
         let value = match event {
-            Event::Scalar(text, style, ..) => {
-                Value::Scalar(text.into_owned(), style != ScalarStyle::Plain)
-            }
+            Event::Scalar(text, ..) => Value::Scalar(text.into_owned()),
             Event::SequenceStart(..) => {
                 let mut items = Vec::new();
                 while !matches!(self.events.peek(), Some((Event::SequenceEnd, _)) | None) {
