@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
 use session::keys::{Suite, TransportKeys};
 use wire::id::NetworkId;
 
@@ -378,6 +379,54 @@ fn a_datagram_of_the_engine_travels_inside_transit() {
     let received = b.decapsulate(&forwarded, now);
     assert_eq!(received.punts, ["raw 1144 B"]);
     assert_eq!(received.vias, [Some(Via { link: 202, src: A.short() })]);
+}
+
+proptest! {
+    #[test]
+    fn no_datagram_makes_it_panic(
+        mut datagrams in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..4),
+        kinds in prop::collection::vec(0x80u8..0x90, 4),
+        index in prop::sample::select(vec![1u8, 2, 201, 202, 9]),
+    ) {
+        let (a, r, _, now) = relayed();
+        for (datagram, kind) in datagrams.iter_mut().zip(kinds) {
+            if let [first, _, _, _, low, high @ ..] = &mut datagram[..] {
+                (*first, *low) = (kind, index);
+                high.iter_mut().take(3).for_each(|byte| *byte = 0);
+            }
+        }
+        a.decapsulate_all(&datagrams, now);
+        r.decapsulate_all(&datagrams, now);
+    }
+
+    #[test]
+    fn no_packet_makes_it_panic(
+        virtio in any::<[u8; 10]>(),
+        gso in prop::sample::select(vec![0u8, 1, 4, 5]),
+        mut packet in prop::collection::vec(any::<u8>(), 0..3000),
+        start in prop::sample::select(vec![20u16, 40, 60]),
+        first in prop::sample::select(vec![0x45u8, 0x4f, 0x60, 0]),
+        mtu in prop::sample::select(vec![0u16, 100, 1280, 1320, 65535]),
+    ) {
+        let (mut a, b, now) = direct();
+        let mut all = crate::fib::Routes::default();
+        all.insert("0.0.0.0/0".parse().unwrap(), B);
+        all.insert("::/0".parse().unwrap(), B);
+        a.routes = Arc::new(all);
+        change_peer(&mut a, B, |peer| peer.mtu = mtu);
+        let mut virtio = virtio;
+        virtio[1] = gso;
+        virtio[6..8].copy_from_slice(&start.to_ne_bytes());
+        if let Some(byte) = packet.first_mut() {
+            *byte = first;
+        }
+        let sent = a.encapsulate_super(&Virtio::parse(&virtio), &packet, now);
+        for ((_, run), segment) in sent.transmits.iter().zip(&sent.segments) {
+            let datagrams: Vec<_> = run.chunks(*segment).map(<[u8]>::to_vec).collect();
+            b.decapsulate_all(&datagrams, now);
+        }
+        prop_assert_eq!(b.drops.count_of(DropReason::Forged), 0);
+    }
 }
 
 // Arranging.
