@@ -87,6 +87,16 @@ fn main() {
             ratios.push(at(&ours, 50) / at(&raw, 50));
         }
         say(&format!("rtt p50 MEDIAN: {:.1} × raw", median(ratios.into_iter())));
+
+        lab.start(&settings);
+        let loaded = std::thread::scope(|scope| {
+            scope.spawn(|| lab.iperf("10.98.0.2", &None, "-t 3"));
+            std::thread::sleep(std::time::Duration::from_millis(1000));
+            lab.ping("10.98.0.2", &None, 200)
+        });
+        lab.stop();
+        let (p50, p99) = (loaded[loaded.len() / 2], loaded[loaded.len() * 99 / 100]);
+        say(&format!("rtt beside one TCP stream: p50 {p50:.0} p99 {p99:.0} µs"));
     }
 }
 
