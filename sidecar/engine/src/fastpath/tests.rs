@@ -409,10 +409,8 @@ proptest! {
         mtu in prop::sample::select(vec![0u16, 100, 1280, 1320, 65535]),
     ) {
         let (mut a, b, now) = direct();
-        let mut all = crate::fib::Routes::default();
-        all.insert("0.0.0.0/0".parse().unwrap(), B);
-        all.insert("::/0".parse().unwrap(), B);
-        a.routes = Arc::new(all);
+        let all = ["0.0.0.0/0", "::/0"].map(|net| (net.parse().unwrap(), B));
+        a.routes = Arc::new(all.into_iter().collect());
         change_peer(&mut a, B, |peer| peer.mtu = mtu);
         let mut virtio = virtio;
         virtio[1] = gso;

@@ -9,6 +9,7 @@ fn the_longest_prefix_wins_in_both_families() {
         ("10.0.0.0/8", A),
         ("10.1.0.0/16", B),
         ("10.1.2.3/32", A),
+        ("0.0.0.0/0", B),
         ("fd00::/8", A),
         ("fd00:1::/32", B),
     ]
@@ -20,11 +21,12 @@ fn the_longest_prefix_wins_in_both_families() {
     assert_eq!(find("10.9.9.9"), Some(A));
     assert_eq!(find("10.1.9.9"), Some(B));
     assert_eq!(find("10.1.2.3"), Some(A));
-    assert_eq!(find("11.0.0.1"), None);
+    assert_eq!(find("11.0.0.1"), Some(B));
+    assert_eq!(find("255.255.255.255"), Some(B));
     assert_eq!(find("fd00:1::1"), Some(B));
     assert_eq!(find("fd00:2::1"), Some(A));
     assert_eq!(find("fe80::1"), None);
-    assert_eq!(routes.len(), 5);
+    assert_eq!(routes.len(), 6);
 }
 
 #[test]
