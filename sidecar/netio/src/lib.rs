@@ -9,6 +9,7 @@
 //! | control runtime, one thread | every task below | I/O, timers |
 //! | `driver` | the engine | punts, tunnel events, commands, its deadline |
 //! | `worker-{i}`, a thread each | TUN queue i, UDP sockets, an arena | readiness |
+//! | `wake worker-{i}` | nothing; wakes the worker to see that it ends | the end of the group |
 //! | `accept {addr}` | one listening socket ([`tunnel::tcp`]) | connections |
 //! | `tunnel-{id}` | one connection; hands what it reads to its handler in batches | I/O, its queue |
 //! | `netlink` | the request socket of [`netlink`] | replies |
