@@ -86,6 +86,8 @@ pub struct Peer {
     pub via: Option<NodeId>,
     pub rtt: Option<Duration>,
     pub loss: f64,
+    pub tx_packets: u64,
+    pub rx_packets: u64,
     pub tx_bytes: u64,
     pub rx_bytes: u64,
     pub profile: Option<NatProfile>,

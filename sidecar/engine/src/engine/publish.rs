@@ -257,6 +257,8 @@ impl Engine {
             via,
             rtt: path.and_then(|path| path.estimate.rtt()),
             loss: path.map_or(0.0, path::Path::loss),
+            tx_packets: direct.tx_packets + relayed.tx_packets,
+            rx_packets: direct.rx_packets + relayed.rx_packets,
             tx_bytes: direct.tx_bytes + relayed.tx_bytes,
             rx_bytes: direct.rx_bytes + relayed.rx_bytes,
             profile: peer.and_then(|peer| peer.endpoints.profile.clone()),

@@ -1,0 +1,165 @@
+//! What each command does.
+
+mod look;
+mod node;
+mod server;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
+use data_encoding::BASE32_NOPAD;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{
+        Cli, Command, ConfigCommand, DebugCommand, KeyCommand, Log, LogFormat, Output,
+        SecretCommand,
+    },
+    error::Failure,
+    render, settings,
+    state::{self, State},
+};
+
+/// Parses the arguments, does what they say, and says how it went.
+pub fn main() -> ExitCode {
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => {
+            let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // Nothing can be said if even this fails.
+            let _ = error.print();
+            return if help { ExitCode::SUCCESS } else { ExitCode::from(2) };
+        }
+    };
+    let outcome = Cli::from_arg_matches(&matches)
+        .map_err(|error| Failure::usage(error.to_string(), ""))
+        .and_then(|cli| run(cli, &matches));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say_error(&failure);
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
+    match cli.command {
+        Command::Run(run) => {
+            log(&run.log)?;
+            let matches = matches.subcommand_matches("run").unwrap_or(matches);
+            let settings = settings::merge(&run, matches)?;
+            runtime()?.block_on(node::run(settings, run.config.clone(), *run, matches.clone()))
+        }
+        Command::Server(server) => {
+            log(&server.log)?;
+            runtime()?.block_on(server::run(server))
+        }
+        Command::Secret(SecretCommand::New) => {
+            let mut bytes = zeroize::Zeroizing::new([0; 16]);
+            state::random(&mut *bytes)?;
+            render::print(&BASE32_NOPAD.encode(&*bytes).to_ascii_lowercase())
+        }
+        Command::Key(KeyCommand::Show { state_dir, output }) => key(&state_dir, output),
+        Command::Config(ConfigCommand::Check { file }) => {
+            settings::read(&file)?;
+            render::print(&format!("{} is valid", file.display()))
+        }
+        Command::Config(ConfigCommand::Schema) => {
+            let schema = serde_json::to_string_pretty(&config::schema())
+                .map_err(|error| Failure::failed(error.to_string(), ""))?;
+            render::print(&schema)
+        }
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "easynet", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Version => render::print(&format!("easynet {}", env!("CARGO_PKG_VERSION"))),
+        Command::Debug(DebugCommand::Heap { .. }) => Err(Failure::usage(
+            "`easynet debug heap` is not there yet",
+            "See `easynet stats` for the memory in use.",
+        )),
+        command => runtime()?.block_on(look::run(command)),
+    }
+}
+
+fn key(state_dir: &std::path::Path, output: Output) -> Result<(), Failure> {
+    let identity = State::open(state_dir)?.identity()?;
+    let value = serde_json::json!({"node_id": identity.node().to_string(), "k": identity.keys().to_string()});
+    render::show(&value, output, |_| {
+        render::pairs(&[
+            ("node id", identity.node().to_string()),
+            ("?k=", identity.keys().to_string()),
+        ])
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        Failure::failed(
+            format!("Cannot start: {error}"),
+            "Check the limits on open files and processes.",
+        )
+    })
+}
+
+fn log(log: &Log) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&log.filter).map_err(|error| {
+        Failure::usage(
+            format!("The log filter {:?} is none: {error}", log.filter),
+            "Write a level, such as info.",
+        )
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    match log.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+#[allow(clippy::print_stderr)]
+fn say_error(failure: &Failure) {
+    eprintln!("easynet: {failure}");
+}
+
+/// Two AEADs where the processor has AES, else one.
+fn aead() -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    let has_aes = std::arch::is_x86_feature_detected!("aes")
+        && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    let has_aes = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has_aes = false;
+    wire::control::AEAD_CHACHA | if has_aes { wire::control::AEAD_AES } else { 0 }
+}
+
+fn unix_now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// Waits for SIGTERM or SIGINT; a second one ends the process at once.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// Ends the process at the next signal: whoever sends two does not want to wait.
+async fn second_signal() {
+    stop_signal().await;
+    std::process::exit(130);
+}

@@ -1,0 +1,404 @@
+//! The commands that look at a running node.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    admin::{Request, ask, ask_within},
+    args::{Command, ConfigCommand, Events, Output, Ping, Status},
+    doctor,
+    error::{Code, Failure},
+    render::{self, bytes, or_dash, pairs, show, table},
+    view,
+};
+
+/// How often a wait looks.
+const POLL: Duration = Duration::from_millis(25);
+const PING_WITHIN: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Status(args) => status(args).await,
+        Command::Peers(look) => {
+            let peers: Vec<view::Peer> = ask(&look.admin.admin, &Request::Peers).await?;
+            show(&peers, look.output, |wide| peers_table(&peers, wide))
+        }
+        Command::Paths(args) => {
+            let request = Request::Paths { peer: args.peer };
+            let paths: Vec<view::Path> = ask(&args.look.admin.admin, &request).await?;
+            show(&paths, args.look.output, |_| paths_table(&paths))
+        }
+        Command::Routes(look) => {
+            let routes: Vec<view::Route> = ask(&look.admin.admin, &Request::Routes).await?;
+            show(&routes, look.output, |_| routes_table(&routes))
+        }
+        Command::Node(look) => {
+            let node: view::Node = ask(&look.admin.admin, &Request::Node).await?;
+            show(&node, look.output, |_| node_page(&node))
+        }
+        Command::Nat(look) => {
+            let nat: view::Nat = ask(&look.admin.admin, &Request::Nat).await?;
+            show(&nat, look.output, |_| nat_page(&nat))
+        }
+        Command::Stats(look) => {
+            let stats: view::Stats = ask(&look.admin.admin, &Request::Stats).await?;
+            show(&stats, look.output, |_| stats_page(&stats))
+        }
+        Command::Events(args) => events(args).await,
+        Command::Ping(args) => ping(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Config(ConfigCommand::Show(look)) => {
+            let rows: Vec<serde_json::Value> = ask(&look.admin.admin, &Request::ConfigShow).await?;
+            show(&rows, look.output, |_| config_table(&rows))
+        }
+        Command::Config(ConfigCommand::Reload(admin)) => {
+            let message: String = ask(&admin.admin, &Request::Reload).await?;
+            render::print(&message)
+        }
+        Command::Run(_)
+        | Command::Server(_)
+        | Command::Secret(_)
+        | Command::Key(_)
+        | Command::Config(ConfigCommand::Check { .. } | ConfigCommand::Schema)
+        | Command::Completion { .. }
+        | Command::Version
+        | Command::Debug(_) => Ok(()),
+    }
+}
+
+async fn status(args: Status) -> Result<(), Failure> {
+    let path = &args.look.admin.admin;
+    if let Some(condition) = &args.wait {
+        wait(path, condition, args.timeout).await?;
+    }
+    let status: view::Status = ask(path, &Request::Status).await?;
+    show(&status, args.look.output, |_| status_page(&status))
+}
+
+/// Waits until a condition holds; a node that is only starting is waited for too.
+async fn wait(path: &Path, condition: &str, timeout: Duration) -> Result<(), Failure> {
+    let usage = || {
+        Failure::usage(
+            format!("{condition:?} is nothing to wait for"),
+            "Write ready, direct=PEER or peers=N.",
+        )
+    };
+    let deadline = Instant::now() + timeout;
+    let mut last = String::from("no node answered");
+    while Instant::now() < deadline {
+        let outcome = match condition.split_once('=') {
+            None if condition == "ready" => {
+                let status: Result<view::Status, Failure> = ask(path, &Request::Status).await;
+                status.map(|status| {
+                    let reasons = status.conditions.iter().filter(|condition| !condition.status);
+                    let why: Vec<String> =
+                        reasons.map(|condition| condition.message.clone()).collect();
+                    (status.ready, why.join("; "))
+                })
+            }
+            Some(("peers", count)) => {
+                let count: usize = count.parse().map_err(|_| usage())?;
+                let status: Result<view::Status, Failure> = ask(path, &Request::Status).await;
+                status.map(|status| {
+                    let reached = status.peers.total - status.peers.unreachable;
+                    (reached >= count, format!("{reached} of {count} peers are reachable"))
+                })
+            }
+            Some(("direct", peer)) => {
+                let peers: Result<Vec<view::Peer>, Failure> = ask(path, &Request::Peers).await;
+                peers.map(|peers| {
+                    let is_it = |found: &&view::Peer| {
+                        found.hostname == peer
+                            || found.ipv4.as_deref() == Some(peer)
+                            || found.ipv6.as_deref() == Some(peer)
+                            || (peer.len() >= 8 && found.node_id.starts_with(peer))
+                    };
+                    match peers.iter().find(is_it) {
+                        Some(found) => {
+                            (found.state == "direct", format!("{peer} is {}", found.state))
+                        }
+                        None => (false, format!("nobody is called {peer}")),
+                    }
+                })
+            }
+            None | Some(_) => return Err(usage()),
+        };
+        match outcome {
+            Ok((true, _)) => return Ok(()),
+            Ok((false, why)) => last = why,
+            Err(failure) if failure.code == Code::NoNode => {}
+            Err(failure) => return Err(failure),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Err(Failure::new(
+        Code::TimedOut,
+        format!("Waited {} in vain for {condition}: {last}", humantime::format_duration(timeout)),
+        "`easynet doctor` finds out why.",
+    ))
+}
+
+async fn events(args: Events) -> Result<(), Failure> {
+    let path = &args.look.admin.admin;
+    let mut since = 0;
+    loop {
+        let events: Vec<view::Event> = ask(path, &Request::Events { since }).await?;
+        since = events.last().map_or(since, |event| event.number);
+        if args.follow {
+            for event in &events {
+                match args.look.output {
+                    Output::Json | Output::Yaml => {
+                        let line = serde_json::to_string(event).unwrap_or_default();
+                        render::print(&line)?;
+                    }
+                    Output::Table | Output::Wide => render::print(&event_line(event))?,
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            continue;
+        }
+        return show(&events, args.look.output, |_| {
+            events.iter().map(event_line).collect::<Vec<_>>().join("\n")
+        });
+    }
+}
+
+fn event_line(event: &view::Event) -> String {
+    let fields: Vec<String> =
+        event.fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let peer = event
+        .peer
+        .as_deref()
+        .map(|peer| format!(" {}", &peer[..peer.len().min(8)]))
+        .unwrap_or_default();
+    format!("{}  {:<15}{peer}  {}  {}", event.at, event.kind, event.message, fields.join(" "))
+        .trim_end()
+        .to_owned()
+}
+
+async fn ping(args: Ping) -> Result<(), Failure> {
+    let mut pongs: Vec<Option<view::Pong>> = Vec::new();
+    let interval = Duration::try_from_secs_f64(args.interval).unwrap_or(Duration::from_secs(1));
+    let mut number = 0;
+    while args.count == 0 || number < args.count {
+        if number > 0 {
+            tokio::time::sleep(interval).await;
+        }
+        number += 1;
+        let request = Request::Ping { peer: args.peer.clone() };
+        match ask_within::<view::Pong>(&args.look.admin.admin, &request, PING_WITHIN).await {
+            Ok(pong) => {
+                if args.look.output == Output::Table || args.look.output == Output::Wide {
+                    let way = if pong.relayed { "relayed by" } else { "direct from" };
+                    render::print(&format!(
+                        "{number}: {:.2} ms, {way} {}",
+                        pong.rtt_ms, pong.remote
+                    ))?;
+                }
+                pongs.push(Some(pong));
+            }
+            Err(failure) if failure.code == Code::TimedOut => {
+                if args.look.output == Output::Table {
+                    render::print(&format!("{number}: no answer"))?;
+                }
+                pongs.push(None);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    if args.look.output == Output::Json || args.look.output == Output::Yaml {
+        show(&pongs, args.look.output, |_| String::new())?;
+    }
+    if pongs.iter().all(Option::is_none) {
+        return Err(Failure::failed(
+            format!("{} did not answer", args.peer),
+            "`easynet doctor --peer` finds out why.",
+        ));
+    }
+    Ok(())
+}
+
+fn status_page(status: &view::Status) -> String {
+    let peers = &status.peers;
+    let mut rows = vec![
+        ("network", format!("{} ({})", status.network, status.network_id)),
+        ("node", format!("{} ({})", status.hostname, status.node_id)),
+        ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
+        (
+            "addresses",
+            [&status.ipv4, &status.ipv6]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join("  "),
+        ),
+        ("uptime", humantime::format_duration(Duration::from_secs(status.uptime_s)).to_string()),
+    ];
+    if let Some(tun) = &status.tun {
+        let offload = if tun.offload.tcp { "offloads on" } else { "offloads off" };
+        rows.push(("tun", format!("{}, mtu {}, {offload}", tun.name, tun.mtu)));
+    }
+    for server in &status.servers {
+        let rtt = server.rtt_ms.map(|rtt| format!(", {rtt:.1} ms")).unwrap_or_default();
+        let message =
+            server.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+        rows.push(("start", format!("{} {}{rtt}{message}", server.url, server.state)));
+    }
+    rows.push((
+        "peers",
+        format!(
+            "{} in all: {} direct, {} relayed, {} idle, {} connecting, {} unreachable",
+            peers.total,
+            peers.direct,
+            peers.relayed,
+            peers.idle,
+            peers.connecting,
+            peers.unreachable
+        ),
+    ));
+    rows.push((
+        "nat",
+        format!("{}/{}, udp {}", status.nat.v4.mapping, status.nat.v4.filtering, status.nat.udp),
+    ));
+    for condition in status.conditions.iter().filter(|condition| !condition.status) {
+        rows.push(("problem", format!("{}: {}", condition.reason, condition.message)));
+    }
+    pairs(&rows)
+}
+
+fn peers_table(peers: &[view::Peer], wide: bool) -> String {
+    let mut head = vec!["HOSTNAME", "IPV4", "STATE", "VIA", "RTT", "LOSS", "TX", "RX"];
+    if wide {
+        head.extend(["NODE", "IPV6", "REMOTE", "NAT", "EXPORTS", "VERSION", "ERROR"]);
+    }
+    let rows: Vec<Vec<String>> = peers
+        .iter()
+        .map(|peer| {
+            let mut row = vec![
+                peer.hostname.clone(),
+                or_dash(peer.ipv4.as_ref()),
+                peer.state.clone(),
+                or_dash(
+                    peer.via
+                        .as_ref()
+                        .map(|via| via[..via.len().min(8)].to_owned())
+                        .or(peer.carrier.clone()),
+                ),
+                or_dash(peer.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
+                format!("{:.0} %", peer.loss * 100.0),
+                bytes(peer.tx_bytes),
+                bytes(peer.rx_bytes),
+            ];
+            if wide {
+                row.extend([
+                    peer.node_id.clone(),
+                    or_dash(peer.ipv6.as_ref()),
+                    or_dash(peer.remote.as_ref()),
+                    or_dash(peer.nat.as_ref()),
+                    peer.exports.join(","),
+                    peer.version.clone(),
+                    or_dash(peer.last_error.as_ref()),
+                ]);
+            }
+            row
+        })
+        .collect();
+    table(&head, &rows)
+}
+
+fn paths_table(paths: &[view::Path]) -> String {
+    let rows: Vec<Vec<String>> = paths
+        .iter()
+        .map(|path| {
+            vec![
+                path.state.clone(),
+                path.carrier.clone(),
+                path.remote.clone(),
+                if path.relayed { "relayed" } else { "direct" }.to_owned(),
+                or_dash(path.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
+                or_dash(path.score.map(|score| format!("{score:.1}"))),
+                format!("{:.0} %", path.loss * 100.0),
+            ]
+        })
+        .collect();
+    table(&["STATE", "CARRIER", "REMOTE", "WAY", "RTT", "SCORE", "LOSS"], &rows)
+}
+
+fn routes_table(routes: &[view::Route]) -> String {
+    let rows: Vec<Vec<String>> = routes
+        .iter()
+        .map(|route| {
+            vec![
+                route.prefix.clone(),
+                or_dash(route.hostname.as_ref()),
+                or_dash(route.via.as_ref().map(|via| via[..via.len().min(8)].to_owned())),
+                or_dash(route.metric.map(|metric| format!("{:.1} ms", f64::from(metric) / 1000.0))),
+                route.source.clone(),
+                route.state.clone(),
+                route.reason.clone(),
+            ]
+        })
+        .collect();
+    table(&["PREFIX", "HOSTNAME", "VIA", "METRIC", "SOURCE", "STATE", "REASON"], &rows)
+}
+
+fn node_page(node: &view::Node) -> String {
+    let mut rows = vec![
+        ("node", format!("{} ({})", node.hostname, node.node_id)),
+        ("version", format!("{} on {} {}", node.version, node.os, node.arch)),
+        ("addresses", node.addresses.join("  ")),
+        ("public", node.public_addresses.join("  ")),
+    ];
+    rows.extend(node.listeners.iter().map(|listener| ("listens", listener.url.clone())));
+    rows.extend(node.interfaces.iter().map(|interface| {
+        (
+            "interface",
+            format!("{} mtu {}  {}", interface.name, interface.mtu, interface.addresses.join("  ")),
+        )
+    }));
+    pairs(&rows)
+}
+
+fn nat_page(nat: &view::Nat) -> String {
+    pairs(&[
+        ("IPv4 mapping", nat.v4.mapping.clone()),
+        ("IPv4 filtering", nat.v4.filtering.clone()),
+        ("IPv4 ports", nat.v4.allocation.kind.clone()),
+        ("IPv4 external", nat.v4.external.join("  ")),
+        ("IPv6", format!("{}  {}", nat.v6.kind, nat.v6.external.join("  "))),
+        ("UDP", nat.udp.clone()),
+        ("tested", or_dash(nat.tested_at.as_ref())),
+    ])
+}
+
+fn stats_page(stats: &view::Stats) -> String {
+    let mut rows = vec![
+        ("packets out, in", format!("{}, {}", stats.packets.tx, stats.packets.rx)),
+        ("bytes out, in", format!("{}, {}", bytes(stats.bytes.tx), bytes(stats.bytes.rx))),
+        ("memory", format!("{} resident", or_dash(stats.memory.rss_bytes.map(bytes)))),
+        ("LSAs", stats.lsdb_entries.to_string()),
+    ];
+    let drops: Vec<String> =
+        stats.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    rows.push(("drops", if drops.is_empty() { "none".to_owned() } else { drops.join(", ") }));
+    let queues =
+        stats.queues.iter().map(|(name, queue)| format!("{name} {} of {} B", queue.len, queue.cap));
+    rows.push(("queues", queues.collect::<Vec<_>>().join(", ")));
+    pairs(&rows)
+}
+
+fn config_table(rows: &[serde_json::Value]) -> String {
+    let text = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| vec![text(&row["key"]), text(&row["value"]), text(&row["origin"])])
+        .collect();
+    table(&["KEY", "VALUE", "FROM"], &rows)
+}

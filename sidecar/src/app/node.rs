@@ -1,0 +1,461 @@
+//! `easynet run`: puts a node together.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use config::{Address4, Address6, Listen, Scheme, Settings};
+use engine::{
+    Engine,
+    config::{Bootstrap, Config, Ipv4Policy, Ipv6Policy, P2p, PunchMode},
+    event::Persist,
+    fib::Fib,
+};
+use netio::{
+    driver::{Command, Driver, HostTask, Machine, Name, Parts},
+    netlink::FWMARK,
+    netmon,
+    port::tun::Tun,
+    resolve::{self, Resolver},
+    task::TaskGroup,
+    tunnel::{TunnelConfig, Tunnels},
+    udp::UdpSockets,
+    worker::{Plane, Worker, punt},
+};
+use session::{identity::Identity, membership};
+use tokio::sync::{mpsc, oneshot};
+use wire::{endpoint::Transport, id::NodeKeys};
+
+use super::{aead, second_signal, stop_signal, unix_now};
+use crate::{
+    admin::{self, Answers},
+    args::Run,
+    error::Failure,
+    metrics, settings,
+    state::{self, State},
+    view::{self, Facts, Listener},
+};
+
+/// Shutting down may take this long before what is left is named and left.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
+
+/// Runs a node until it is told to stop.
+pub(super) async fn run(
+    settings: Settings,
+    file: Option<PathBuf>,
+    run: Run,
+    matches: clap::ArgMatches,
+) -> Result<(), Failure> {
+    let Some(network) = settings.network.value.clone() else {
+        return Err(Failure::usage(
+            "No network is named",
+            "Give it by --network NAME, and its secret by --secret-file FILE.",
+        ));
+    };
+    let secret = settings::secret(&settings)?;
+    let mut state = State::open(&settings.state_dir.value)?;
+    for warning in state.warnings.drain(..) {
+        tracing::warn!("{warning}");
+    }
+    let strength = membership::strength(secret.expose());
+    if strength < membership::WEAK_BITS {
+        tracing::warn!(
+            "The secret is weak (about {strength:.0} bits): make one with `easynet secret new`"
+        );
+    }
+    let identity = Arc::new(state.identity()?);
+    let hostname = settings.hostname.value.clone().unwrap_or_else(machine_name);
+    let master = state.master(&network, secret.expose());
+    drop(secret);
+    let unix = unix_now();
+    let config = translate(&settings, &identity, &master, &mut state, &hostname, unix);
+
+    let group = TaskGroup::new("node");
+    let tun = Arc::new(Tun::open(&settings.tun.value).map_err(|error| {
+        Failure::failed(format!("Cannot make the TUN device: {error}"), "Nothing was changed.")
+    })?);
+    let (mark, sockets) = (Some(FWMARK), Arc::new(UdpSockets::new(Some(FWMARK))));
+    let (punt_sender, punts) = punt::queue();
+    let started = Instant::now();
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    state::random(&mut *seed)?;
+    let engine = Engine::new(config, *seed, started);
+    let fib = Arc::new(ArcSwap::from_pointee(Fib::new(
+        engine.node(),
+        started,
+        settings.mtu.value.bytes(),
+    )));
+    let plane =
+        Arc::new(Plane::new(fib, Some(Arc::clone(&tun)), Arc::clone(&sockets), punt_sender));
+    let receiver = Arc::clone(&plane);
+    let (tunnels, tunnel_events) = Tunnels::new(
+        TunnelConfig { fwmark: mark, ..TunnelConfig::default() },
+        group.clone(),
+        Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now())),
+    );
+    let listeners = listen(&settings.listen.value, &sockets, &tunnels)?;
+    plane.set_tunnels(tunnels.clone());
+
+    let links = TaskGroup::new("links");
+    let host =
+        HostTask::spawn(settings.tun.value.clone(), settings.exports.value.clone(), &links, &group)
+            .map_err(|error| {
+                Failure::failed(format!("No netlink socket: {error}"), "Run with CAP_NET_ADMIN.")
+            })?;
+    let resolver = Resolver::new(resolve::Config::default(), group.child("resolver"));
+    let (commands, command_receiver) = mpsc::channel(netio::driver::COMMAND_BOUND);
+    let (persist, persisted) = mpsc::channel(16);
+    let facts = Arc::new(Facts {
+        network: network.clone(),
+        hostname: hostname.clone(),
+        tun: Some(tun_view(&tun, &sockets, settings.mtu.value.bytes())),
+        listeners,
+        urls: settings.peers.value.iter().map(|peer| without_key(&peer.to_string())).collect(),
+        started,
+        started_at: SystemTime::now(),
+        source: file.as_ref().map_or_else(|| "flags".to_owned(), |path| path.display().to_string()),
+    });
+    Worker::spawn(Arc::clone(&plane), 0, &group).map_err(|error| {
+        Failure::failed(
+            format!("Cannot start a worker thread: {error}"),
+            "Check the limits on processes.",
+        )
+    })?;
+    Driver::spawn(
+        Parts {
+            machine: Machine::Node(Box::new(engine)),
+            plane,
+            punts,
+            tunnel_events,
+            commands: command_receiver,
+            host: Some(host),
+            interfaces: netmon::watch(&group),
+            resolver: Some(resolver),
+            names: names(&settings),
+            persist,
+        },
+        &group,
+    );
+    let (reload, reloads) = mpsc::channel(1);
+    let answers = Answers {
+        commands: commands.clone(),
+        facts: Arc::clone(&facts),
+        settings: Arc::new(shown(&settings)),
+        reload,
+    };
+    let admin_path = settings.admin.value.clone();
+    let listening = async {
+        admin::listen(&admin_path, answers.clone(), &group).await?;
+        if let Some(addr) = settings.metrics.value {
+            metrics::listen(addr, answers.clone(), &group).await?;
+        }
+        Ok(())
+    };
+    if let Err(failure) = listening.await {
+        stop(&group, &links, &tunnels).await;
+        return Err(failure);
+    }
+    let mut node =
+        Node { settings, run, matches, identity, master, hostname, unix, commands, state };
+    announce(&answers, &group);
+    node.serve(&group, persisted, reloads).await;
+    tokio::select! {
+        () = stop(&group, &links, &tunnels) => {}
+        () = second_signal() => {}
+    }
+    match group.join(Duration::ZERO).await {
+        Ok(()) => Ok(()),
+        Err(failure) => match failure.first {
+            Some((task, cause)) => Err(Failure::failed(
+                format!("{task} ended: {cause:?}"),
+                "Report this, with the log.",
+            )),
+            None => Ok(()),
+        },
+    }
+}
+
+/// The running node's own loop: persists, reloads, waits for the end.
+struct Node {
+    settings: Settings,
+    run: Run,
+    matches: clap::ArgMatches,
+    identity: Arc<Identity>,
+    master: membership::Master,
+    hostname: String,
+    unix: u64,
+    commands: mpsc::Sender<Command>,
+    state: State,
+}
+
+impl Node {
+    async fn serve(
+        &mut self,
+        group: &TaskGroup,
+        mut persisted: mpsc::Receiver<Persist>,
+        mut reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
+    ) {
+        let stop = stop_signal();
+        tokio::pin!(stop);
+        let hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+        let Ok(mut hangup) = hangup else { return };
+        loop {
+            tokio::select! {
+                () = &mut stop => {
+                    tracing::info!("Stopping");
+                    return;
+                }
+                () = group.token().cancelled() => return,
+                Some(persist) = persisted.recv() => self.state.set_claim(persist.claim),
+                Some(answer) = reloads.recv() => {
+                    // The asker may have gone; the reload stands.
+                    let _ = answer.send(self.reload().await);
+                }
+                _ = hangup.recv() => match self.reload().await {
+                    Ok(message) => tracing::info!("{message}"),
+                    Err(message) => tracing::warn!("{message}"),
+                },
+            }
+        }
+    }
+
+    /// Reads the configuration again. Nothing is applied unless all of it is valid and can change in a running node.
+    async fn reload(&mut self) -> Result<String, String> {
+        let next =
+            settings::merge(&self.run, &self.matches).map_err(|failure| failure.to_string())?;
+        let now = &self.settings;
+        let fixed = [
+            ("network.name", next.network.value == now.network.value),
+            ("node.stateDir", next.state_dir.value == now.state_dir.value),
+            ("node.tun", next.tun.value == now.tun.value),
+            ("listen", next.listen.value == now.listen.value),
+            ("admin", next.admin.value == now.admin.value),
+            ("metrics", next.metrics.value == now.metrics.value),
+            ("exports", next.exports.value == now.exports.value),
+        ];
+        if let Some((key, _)) = fixed.iter().find(|(_, same)| !same) {
+            return Err(format!(
+                "{key} cannot change in a running node: restart it. Nothing was changed."
+            ));
+        }
+        if next == *now {
+            return Ok("The configuration is the same".to_owned());
+        }
+        let config = translate(
+            &next,
+            &self.identity,
+            &self.master,
+            &mut self.state,
+            &self.hostname,
+            self.unix,
+        );
+        let command = Command::Configure { config: Box::new(config), names: names(&next) };
+        self.commands.send(command).await.map_err(|_| "the node is shutting down".to_owned())?;
+        self.settings = next;
+        Ok("The configuration is applied".to_owned())
+    }
+}
+
+/// Says once that the node is ready, with its addresses.
+fn announce(answers: &Answers, group: &TaskGroup) {
+    let answers = answers.clone();
+    group.spawn_transient("announce", async move {
+        loop {
+            let Ok(view) = answers.view().await else { return Ok(()) };
+            let status = answers.facts.status(&view);
+            if status.ready {
+                let addresses: Vec<String> =
+                    [status.ipv4, status.ipv6].into_iter().flatten().collect();
+                tracing::info!("Ready: {}", addresses.join(" "));
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
+
+async fn stop(group: &TaskGroup, links: &TaskGroup, tunnels: &Tunnels) {
+    group.cancel();
+    tunnels.close_all();
+    if let Err(failure) = group.join(STOP_WITHIN).await
+        && !failure.stuck.is_empty()
+    {
+        tracing::warn!(tasks = ?failure.stuck, "Left behind");
+    }
+    links.cancel();
+    let _ = links.join(Duration::from_millis(200)).await;
+}
+
+fn translate(
+    settings: &Settings,
+    identity: &Arc<Identity>,
+    master: &membership::Master,
+    state: &mut State,
+    hostname: &str,
+    unix: u64,
+) -> Config {
+    let capabilities =
+        if settings.transit.value { wire::certificate::CAPABILITY_TRANSIT } else { 0 };
+    Config {
+        identity: Arc::clone(identity),
+        membership: Arc::new(master.membership(identity, hostname, capabilities)),
+        boot: state.boot(unix),
+        hostname: hostname.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ipv4: match settings.ipv4.value {
+            Address4::Off => Ipv4Policy::Off,
+            Address4::Fixed(net) => Ipv4Policy::Fixed(net),
+            Address4::Auto => Ipv4Policy::Auto { range: settings.range.value, kept: state.claim() },
+        },
+        ipv6: match settings.ipv6.value {
+            Address6::Off => Ipv6Policy::Off,
+            Address6::Fixed(net) => Ipv6Policy::Fixed(net),
+            Address6::Auto => Ipv6Policy::Auto,
+        },
+        exports: settings.exports.value.clone(),
+        protected: Vec::new(),
+        bootstrap: settings
+            .peers
+            .value
+            .iter()
+            .map(|peer| Bootstrap {
+                transport: match peer.scheme {
+                    Scheme::Udp => Transport::Udp,
+                    Scheme::Tcp => Transport::Tcp,
+                },
+                keys: peer.keys.as_ref().and_then(|keys| NodeKeys::from_slice(keys)),
+            })
+            .collect(),
+        mtu: settings.mtu.value.bytes(),
+        transit: settings.transit.value,
+        p2p: match settings.p2p.value {
+            config::P2p::On => P2p::On,
+            config::P2p::RelayOnly => P2p::RelayOnly,
+        },
+        punch: match settings.punch.value {
+            config::Punch::Full => PunchMode::Full,
+            config::Punch::Light => PunchMode::Light,
+            config::Punch::Off => PunchMode::Off,
+        },
+        aead: aead(),
+        unix_at_start: unix,
+    }
+}
+
+fn names(settings: &Settings) -> Vec<Name> {
+    settings
+        .peers
+        .value
+        .iter()
+        .map(|peer| Name { host: peer.host.clone(), port: peer.port })
+        .collect()
+}
+
+/// Opens what is to be listened on; a node that listens nowhere still needs a socket of its own.
+fn listen(
+    wanted: &[Listen],
+    sockets: &UdpSockets,
+    tunnels: &Tunnels,
+) -> Result<Vec<Listener>, Failure> {
+    let taken = |what: &str, error: std::io::Error| {
+        Failure::failed(
+            format!("Cannot listen on {what}: {error}"),
+            "Choose another port with --listen; 0 takes the first free one from 15888 upwards.",
+        )
+    };
+    let mut listeners = Vec::new();
+    let mut listener =
+        |url| listeners.push(Listener { url, state: "listening".to_owned(), error: None });
+    for listen in wanted {
+        match *listen {
+            Listen::None => {}
+            Listen::Port(port) => {
+                let ports: Vec<u16> = if port == 0 {
+                    (config::FIRST_FREE_PORT..config::FIRST_FREE_PORT + 1000).collect()
+                } else {
+                    vec![port]
+                };
+                let bound =
+                    ports.iter().find_map(|port| Some((sockets.bind_dual(*port).ok()?, *port)));
+                let (bound, port) = match bound {
+                    Some(bound) => bound,
+                    None => {
+                        let error = sockets
+                            .bind_dual(port)
+                            .err()
+                            .unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into());
+                        return Err(taken(&format!("UDP port {port}"), error));
+                    }
+                };
+                for socket in bound {
+                    listener(view::url("udp", socket.local()));
+                }
+                for addr in [([0, 0, 0, 0], port).into(), ([0_u16; 8], port).into()] {
+                    match tunnels.listen_tcp(addr) {
+                        Ok(local) => listener(view::url("tcp", local)),
+                        Err(error) => {
+                            tracing::warn!(%error, port = addr.port(), "Not listening on TCP")
+                        }
+                    }
+                }
+            }
+            Listen::Url(Scheme::Udp, addr) => {
+                let socket =
+                    sockets.bind(addr).map_err(|error| taken(&format!("udp://{addr}"), error))?;
+                listener(view::url("udp", socket.local()));
+            }
+            Listen::Url(Scheme::Tcp, addr) => {
+                let local = tunnels
+                    .listen_tcp(addr)
+                    .map_err(|error| taken(&format!("tcp://{addr}"), error))?;
+                listener(view::url("tcp", local));
+            }
+        }
+    }
+    if sockets.table().is_empty() {
+        sockets.bind_dual(0).map_err(|error| taken("any UDP port", error))?;
+    }
+    Ok(listeners)
+}
+
+fn tun_view(tun: &Tun, sockets: &UdpSockets, mtu: u16) -> view::Tun {
+    let offloads = tun.offloads();
+    let (gso, gro) =
+        sockets.table().values().next().map_or((false, false), |socket| socket.offloads());
+    view::Tun {
+        name: tun.name().to_owned(),
+        mtu,
+        queues: 1,
+        offload: view::Offload {
+            checksum: offloads.checksum,
+            tcp: offloads.tcp,
+            udp: offloads.udp,
+            udp_gso: gso,
+            udp_gro: gro,
+        },
+    }
+}
+
+fn shown(settings: &Settings) -> serde_json::Value {
+    settings
+        .rows()
+        .into_iter()
+        .map(|(key, value, origin)| serde_json::json!({"key": key, "value": value, "origin": origin.to_string()}))
+        .collect()
+}
+
+/// A URL without its key, which only makes lines long.
+fn without_key(url: &str) -> String {
+    url.split('?').next().unwrap_or(url).to_owned()
+}
+
+fn machine_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "unnamed".to_owned())
+}

@@ -1,0 +1,158 @@
+//! `easynet server`: a public server, without network, TUN or capability.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use engine::{
+    Server,
+    fib::Fib,
+    server::{Admission, Config},
+};
+use netio::{
+    driver::{Driver, Machine, Parts},
+    netmon,
+    task::TaskGroup,
+    tunnel::{TunnelConfig, Tunnels},
+    udp::UdpSockets,
+    worker::{Plane, Worker, punt},
+};
+use tokio::sync::mpsc;
+use wire::id::NetworkId;
+
+use super::{aead, stop_signal, unix_now};
+use crate::{
+    args,
+    error::Failure,
+    metrics, render,
+    state::{self, State},
+};
+
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// The second STUN port is the first free one of these above the main port.
+const STUN_PORTS: u16 = 16;
+
+/// Runs a public server until it is told to stop.
+pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
+    let admission = admission(&args.allow)?;
+    let mut state = State::open(&args.state_dir)?;
+    let identity = Arc::new(state.identity()?);
+    let keys = identity.keys();
+    let mut config = Config::open(identity, aead(), unix_now());
+    config.admission = admission;
+
+    let group = TaskGroup::new("server");
+    let sockets = Arc::new(UdpSockets::new(None));
+    let taken = |error: std::io::Error| {
+        Failure::failed(
+            format!("Cannot listen on port {}: {error}", args.listen),
+            "Stop what has it, or choose another one with --listen.",
+        )
+    };
+    let bound = sockets.bind_dual(args.listen).map_err(taken)?;
+    let port = bound.first().map_or(args.listen, |socket| socket.local().port());
+    // Without it a symmetric NAT before our clients cannot be told from others; the mesh works all the same.
+    let _second = (1..STUN_PORTS).find_map(|step| sockets.bind_dual(port.checked_add(step)?).ok());
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    state::random(&mut *seed)?;
+    let started = Instant::now();
+    let server = Server::new(config, *seed, started);
+    let (punt_sender, punts) = punt::queue();
+    let fib = Arc::new(ArcSwap::from_pointee(Fib::new(server.node(), started, u16::MAX)));
+    let plane = Arc::new(Plane::new(fib, None, Arc::clone(&sockets), punt_sender));
+    let receiver = Arc::clone(&plane);
+    let (tunnels, tunnel_events) = Tunnels::new(
+        TunnelConfig::default(),
+        group.clone(),
+        Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now())),
+    );
+    for addr in [SocketAddr::from(([0, 0, 0, 0], port)), SocketAddr::from(([0_u16; 8], port))] {
+        if let Err(error) = tunnels.listen_tcp(addr) {
+            tracing::warn!(%error, "Not listening on TCP");
+        }
+    }
+    plane.set_tunnels(tunnels.clone());
+    Worker::spawn(Arc::clone(&plane), 0, &group).map_err(|error| {
+        Failure::failed(
+            format!("Cannot start a worker thread: {error}"),
+            "Check the limits on processes.",
+        )
+    })?;
+    let (commands, command_receiver) = mpsc::channel(netio::driver::COMMAND_BOUND);
+    let (persist, _persisted) = mpsc::channel(1);
+    let interfaces = netmon::watch(&group);
+    let mut known = interfaces.clone();
+    Driver::spawn(
+        Parts {
+            machine: Machine::Server(Box::new(server)),
+            plane,
+            punts,
+            tunnel_events,
+            commands: command_receiver,
+            host: None,
+            interfaces,
+            resolver: None,
+            names: Vec::new(),
+            persist,
+        },
+        &group,
+    );
+    if let Some(addr) = args.metrics {
+        metrics::listen_server(addr, commands.clone(), &group).await?;
+    }
+    let host = match args.public_host {
+        Some(host) => host,
+        None => {
+            let _ = tokio::time::timeout(Duration::from_secs(1), known.changed()).await;
+            first_address(&known.borrow_and_update())
+        }
+    };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    render::print(&format!("udp://{host}:{port}?k={keys}"))?;
+    tracing::info!("Ready");
+    tokio::select! {
+        () = stop_signal() => tracing::info!("Stopping"),
+        () = group.token().cancelled() => {}
+    }
+    group.cancel();
+    tunnels.close_all();
+    match group.join(STOP_WITHIN).await {
+        Ok(()) => Ok(()),
+        Err(failure) => match failure.first {
+            Some((task, cause)) => Err(Failure::failed(
+                format!("{task} ended: {cause:?}"),
+                "Report this, with the log.",
+            )),
+            None => Ok(()),
+        },
+    }
+}
+
+fn admission(allow: &[String]) -> Result<Admission, Failure> {
+    if allow.is_empty() {
+        return Ok(Admission::Open);
+    }
+    let networks: Result<BTreeSet<NetworkId>, Failure> = allow
+        .iter()
+        .map(|text| {
+            text.trim().parse().map_err(|_| {
+                Failure::usage(
+                    format!("{text:?} is no network id"),
+                    "Take network_id of `easynet status -o json` on a member.",
+                )
+            })
+        })
+        .collect();
+    networks.map(Admission::Listed)
+}
+
+/// A global address if there is one, else any that others might reach.
+fn first_address(interfaces: &netmon::Interfaces) -> String {
+    let candidates: Vec<IpAddr> = interfaces.candidates().collect();
+    let best = candidates.iter().find(|ip| ip.is_ipv4()).or(candidates.first());
+    best.map_or_else(|| "127.0.0.1".to_owned(), ToString::to_string)
+}

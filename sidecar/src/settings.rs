@@ -1,0 +1,168 @@
+//! What is in force: file, environment and flags, merged and read once.
+
+use std::{io::Read, path::Path, str::FromStr};
+
+use clap::{ArgMatches, parser::ValueSource};
+use config::{Invalid, Origin, Partial, Secret, Settings, Sourced};
+
+use crate::{args::Run, error::Failure};
+
+/// Merges a `run`'s sources. `matches` knows which of its values came from the environment.
+///
+/// # Errors
+/// Everything that is wrong with the file, or the first thing that is with the rest; nothing was changed.
+pub fn merge(run: &Run, matches: &ArgMatches) -> Result<Settings, Failure> {
+    refuse(run)?;
+    let file = match &run.config {
+        Some(path) => read(path)?,
+        None => Partial::default(),
+    };
+    let mut flags = Partial::default();
+    let mut environment = Partial::default();
+    macro_rules! put {
+        ($field:ident, $id:literal, $value:expr) => {
+            if let Some(value) = $value {
+                let from_flag = matches.value_source($id) == Some(ValueSource::CommandLine);
+                let (target, origin) = if from_flag {
+                    (&mut flags, Origin::Flag)
+                } else {
+                    (&mut environment, Origin::Environment)
+                };
+                target.$field = Some(Sourced { value, origin });
+            }
+        };
+    }
+    put!(network, "network", run.network.clone().map(Some));
+    put!(secret_file, "secret_file", run.secret_file.clone().map(Some));
+    put!(peers, "peers", list(&run.peers)?);
+    put!(listen, "listen", list(&run.listen)?);
+    put!(hostname, "hostname", run.hostname.clone().map(Some));
+    put!(ipv4, "ipv4", one(run.ipv4.as_deref())?);
+    put!(ipv6, "ipv6", one(run.ipv6.as_deref())?);
+    put!(
+        range,
+        "range",
+        cidr(run.range.as_deref(), "--range", "an IPv4 range such as 100.112.0.0/16")?
+    );
+    put!(exports, "exports", exports(&run.exports)?);
+    put!(tun, "tun", run.tun.clone());
+    put!(mtu, "mtu", one(run.mtu.as_deref())?);
+    put!(p2p, "p2p", one(run.p2p.as_deref())?);
+    put!(punch, "punch", one(run.punch.as_deref())?);
+    put!(transit, "transit", run.transit.then_some(true));
+    put!(admin, "admin", run.admin.clone());
+    put!(state_dir, "state_dir", run.state_dir.clone());
+    put!(metrics, "metrics", run.metrics.map(Some));
+    Ok(flags.over(environment).over(file).settle())
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// All that is wrong with it, a line each.
+pub fn read(path: &Path) -> Result<Partial, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::usage(
+            format!("Cannot read {}: {error}", path.display()),
+            "Name a file that can be read.",
+        )
+    })?;
+    config::parse(&text).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(|problem| format!("  {problem}")).collect();
+        let count = if problems.len() == 1 {
+            "1 problem".to_owned()
+        } else {
+            format!("{} problems", problems.len())
+        };
+        Failure::usage(
+            format!("{} has {count}:\n{}\n", path.display(), lines.join("\n")),
+            "Nothing was changed; mend the file and check it with `easynet config check`.",
+        )
+    })
+}
+
+/// The network's secret: of its file, else of `EASYNET_SECRET`.
+///
+/// # Errors
+/// When there is none, or it cannot be read.
+pub fn secret(settings: &Settings) -> Result<Secret, Failure> {
+    let remedy =
+        "Give it by --secret-file FILE or in EASYNET_SECRET; `easynet secret new` makes one.";
+    let text = match &settings.secret_file.value {
+        Some(path) if path.as_os_str() == "-" => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map_err(|error| {
+                Failure::usage(format!("Cannot read the secret: {error}"), remedy)
+            })?;
+            text
+        }
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            Failure::usage(format!("Cannot read the secret in {}: {error}", path.display()), remedy)
+        })?,
+        None => std::env::var("EASYNET_SECRET")
+            .map_err(|_| Failure::usage("The network's secret is missing", remedy))?,
+    };
+    Secret::new(&text).map_err(|Invalid(why)| Failure::usage(why, remedy))
+}
+
+fn refuse(run: &Run) -> Result<(), Failure> {
+    if run.userspace {
+        return Err(Failure::usage("--userspace is not there yet", "Run with a TUN device."));
+    }
+    if run.config_server.is_some() {
+        return Err(Failure::usage(
+            "--config-server is not there yet",
+            "Give the configuration by --config FILE.",
+        ));
+    }
+    Ok(())
+}
+
+fn one<T: FromStr<Err = Invalid>>(text: Option<&str>) -> Result<Option<T>, Failure> {
+    text.map(|text| {
+        text.parse().map_err(|Invalid(why)| Failure::usage(why, "See `easynet run --help`."))
+    })
+    .transpose()
+}
+
+fn list<T: FromStr<Err = Invalid>>(texts: &[String]) -> Result<Option<Vec<T>>, Failure> {
+    if texts.is_empty() {
+        return Ok(None);
+    }
+    let parsed: Result<Vec<T>, Failure> = texts
+        .iter()
+        .map(|text| {
+            text.trim()
+                .parse()
+                .map_err(|Invalid(why)| Failure::usage(why, "See `easynet run --help`."))
+        })
+        .collect();
+    parsed.map(Some)
+}
+
+fn cidr<T: FromStr>(text: Option<&str>, flag: &str, expected: &str) -> Result<Option<T>, Failure> {
+    text.map(|text| {
+        text.parse().map_err(|_| {
+            Failure::usage(format!("{flag} is {text:?}"), format!("Write {expected}."))
+        })
+    })
+    .transpose()
+}
+
+fn exports(texts: &[String]) -> Result<Option<Vec<ipnet::IpNet>>, Failure> {
+    let mut exports = Vec::new();
+    for text in texts {
+        if text.contains('=') {
+            return Err(Failure::usage(
+                format!("--export {text}: mapping a subnet (=MAP) is not there yet"),
+                "Export a subnet as it is: --export 10.42.0.0/24.",
+            ));
+        }
+        exports.extend(cidr::<ipnet::IpNet>(
+            Some(text),
+            "--export",
+            "a subnet such as 10.42.0.0/24",
+        )?);
+    }
+    Ok(Some(exports).filter(|exports| !exports.is_empty()))
+}

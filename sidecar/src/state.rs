@@ -1,0 +1,268 @@
+//! The state directory: keys, and what is kept across restarts.
+//!
+//! ```text
+//! lock          held by the one node that runs here
+//! node.key      64 secret bytes; nothing else ever goes into it, so nothing else can spoil it
+//! state.json    boot counter, claimed address, derived master keys; set aside and begun anew if it cannot be read
+//! ```
+//! The directory is 0700, files are 0600 and replaced whole: written beside, synced, renamed.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    net::Ipv4Addr,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use data_encoding::BASE32_NOPAD;
+use ring::rand::SecureRandom;
+use serde::{Deserialize, Serialize};
+use session::{identity::Identity, membership::Master};
+use zeroize::Zeroizing;
+
+use crate::error::Failure;
+
+/// What is kept beside the key.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Kept {
+    boot: u32,
+    claim: Option<(Ipv4Addr, u64)>,
+    /// Base32 of derived master keys by a hash of name and secret, so that the slow derivation runs once.
+    masters: BTreeMap<String, String>,
+}
+
+/// An open state directory; nobody else has it.
+#[derive(Debug)]
+pub struct State {
+    dir: PathBuf,
+    kept: Kept,
+    /// Held open for its lock.
+    _lock: File,
+    /// Said once at the start: what was set aside.
+    pub warnings: Vec<String>,
+}
+
+impl State {
+    /// Opens the directory, making it if need be.
+    ///
+    /// # Errors
+    /// When it cannot be written, or another node has it.
+    pub fn open(dir: &Path) -> Result<Self, Failure> {
+        let choose = "Choose another one with --state-dir, or mend its owner and mode.";
+        let failed = |error: io::Error| {
+            Failure::failed(
+                format!("Cannot use the state directory {}: {error}", dir.display()),
+                choose,
+            )
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(dir.join("lock"))
+            .map_err(failed)?;
+        lock_file(&lock).map_err(|_| {
+            Failure::failed(
+                format!("Another easynet runs with the state directory {}", dir.display()),
+                "Stop it, or give this one a --state-dir of its own.",
+            )
+        })?;
+        let mut warnings = Vec::new();
+        let kept = match fs::read(dir.join("state.json")) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                let aside = set_aside(&dir.join("state.json"));
+                warnings.push(format!(
+                    "The state file could not be read ({error}); it is set aside as {aside}"
+                ));
+                Kept::default()
+            }),
+            Err(_) => Kept::default(),
+        };
+        Ok(Self { dir: dir.to_owned(), kept, _lock: lock, warnings })
+    }
+
+    /// The node's identity; made at the first start.
+    ///
+    /// # Errors
+    /// When the key is there but not one, or cannot be kept: a node with a new key at every start is a stranger each time.
+    pub fn identity(&mut self) -> Result<Identity, Failure> {
+        let path = self.dir.join("node.key");
+        match fs::read(&path).map(Zeroizing::new) {
+            Ok(bytes) => {
+                let bytes: Zeroizing<[u8; 64]> =
+                    Zeroizing::new(bytes.as_slice().try_into().map_err(|_| {
+                        Failure::failed(
+                            format!(
+                                "{} is no key: it has {} bytes instead of 64",
+                                path.display(),
+                                bytes.len()
+                            ),
+                            "Restore it from a backup, or remove it to become a new node.",
+                        )
+                    })?);
+                Ok(Identity::from_bytes(&bytes))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut bytes = Zeroizing::new([0; 64]);
+                random(&mut *bytes)?;
+                write(&path, &*bytes).map_err(|error| {
+                    Failure::failed(
+                        format!("Cannot keep the node's key: {error}"),
+                        "Make room, or mend the directory.",
+                    )
+                })?;
+                Ok(Identity::from_bytes(&bytes))
+            }
+            Err(error) => Err(Failure::failed(
+                format!("Cannot read {}: {error}", path.display()),
+                "Mend its owner and mode.",
+            )),
+        }
+    }
+
+    /// The boot counter of this start, kept before it is used.
+    pub fn boot(&mut self, unix_now: u64) -> u32 {
+        self.kept.boot = session::freshness::boot_counter(self.kept.boot, unix_now);
+        self.save();
+        self.kept.boot
+    }
+
+    /// The master key of name and secret, derived at most once.
+    pub fn master(&mut self, name: &str, secret: &str) -> Master {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        hash.update(&(name.len() as u64).to_le_bytes());
+        hash.update(name.as_bytes());
+        hash.update(secret.as_bytes());
+        let key = BASE32_NOPAD.encode(&hash.finish().as_ref()[..10]).to_ascii_lowercase();
+        let known =
+            self.kept.masters.get(&key).and_then(|text| BASE32_NOPAD.decode(text.as_bytes()).ok());
+        if let Some(bytes) = known.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()) {
+            return Master::from_bytes(bytes);
+        }
+        let master = Master::derive(name, secret);
+        self.kept.masters = BTreeMap::from([(key, BASE32_NOPAD.encode(&*master.to_bytes()))]);
+        self.save();
+        master
+    }
+
+    pub fn claim(&self) -> Option<(Ipv4Addr, u64)> {
+        self.kept.claim
+    }
+
+    pub fn set_claim(&mut self, claim: Option<(Ipv4Addr, u64)>) {
+        if self.kept.claim != claim {
+            self.kept.claim = claim;
+            self.save();
+        }
+    }
+
+    /// A full disk is no reason to stop: the mesh goes on, and the next start knows less.
+    fn save(&self) {
+        let saved = serde_json::to_vec(&self.kept)
+            .map_err(io::Error::from)
+            .and_then(|bytes| write(&self.dir.join("state.json"), &bytes));
+        if let Err(error) = saved {
+            tracing::warn!(%error, "Could not keep the state; going on without");
+        }
+    }
+}
+
+/// Fills with the system's randomness.
+///
+/// # Errors
+/// When the system has none.
+pub fn random(bytes: &mut [u8]) -> Result<(), Failure> {
+    ring::rand::SystemRandom::new()
+        .fill(bytes)
+        .map_err(|_| Failure::failed("The system gives no random numbers", "Check /dev/urandom."))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension("tmp");
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&beside, path));
+    if written.is_err() {
+        // What is half written helps nobody, and a full disk needs the room.
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+fn set_aside(path: &Path) -> String {
+    for number in 1..1000 {
+        let aside = path.with_extension(format!("corrupt-{number}"));
+        if !aside.exists() {
+            let _ = fs::rename(path, &aside);
+            return aside.display().to_string();
+        }
+    }
+    path.display().to_string()
+}
+
+fn lock_file(file: &File) -> io::Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_has_one_owner_and_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("state");
+        let mut state = State::open(&dir).unwrap();
+        let id = state.identity().unwrap().node();
+        let boot = state.boot(1000);
+        state.set_claim(Some((Ipv4Addr::new(100, 112, 0, 20), 7)));
+        assert!(State::open(&dir).unwrap_err().what.contains("Another easynet"));
+        drop(state);
+
+        let mut again = State::open(&dir).unwrap();
+
+        assert_eq!(again.identity().unwrap().node(), id);
+        assert!(again.boot(1000) > boot);
+        assert_eq!(again.claim(), Some((Ipv4Addr::new(100, 112, 0, 20), 7)));
+        let mode = |name: &str| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("node.key"), mode("state.json"), mode("")), (0o600, 0o600, 0o700));
+    }
+
+    #[test]
+    fn a_spoilt_state_file_is_set_aside_and_the_key_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = State::open(dir.path()).unwrap().identity().unwrap().node();
+        fs::write(dir.path().join("state.json"), b"{ half").unwrap();
+
+        let mut state = State::open(dir.path()).unwrap();
+
+        assert_eq!(state.warnings.len(), 1);
+        assert!(dir.path().join("state.corrupt-1").exists());
+        assert_eq!(state.identity().unwrap().node(), id);
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("node.key"), b"short").unwrap();
+
+        let error = State::open(dir.path()).unwrap().identity().unwrap_err();
+
+        assert!(error.what.contains("5 bytes"), "{error}");
+        assert_eq!(fs::read(dir.path().join("node.key")).unwrap(), b"short");
+    }
+}

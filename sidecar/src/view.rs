@@ -1,0 +1,691 @@
+//! What the look-at commands show: the JSON of the contract, field by field. Absent is `null`, never a missing key.
+
+use std::{
+    net::SocketAddr,
+    time::{Instant, SystemTime},
+};
+
+use engine::{
+    path::addr::Carrier,
+    snapshot::{self, PathState, PeerState, RouteSource, RouteState, ServerState},
+};
+use netio::driver::{Recorded, View};
+use serde::{Deserialize, Serialize};
+use wire::{
+    endpoint::{Allocation, Behaviour, NatProfile, V6},
+    id::NodeId,
+};
+
+/// Facts of the process that the engine does not know.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub network: String,
+    pub hostname: String,
+    pub tun: Option<Tun>,
+    pub listeners: Vec<Listener>,
+    pub urls: Vec<String>,
+    pub started: Instant,
+    pub started_at: SystemTime,
+    pub source: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tun {
+    pub name: String,
+    pub mtu: u16,
+    pub queues: u32,
+    pub offload: Offload,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Offload {
+    pub checksum: bool,
+    pub tcp: bool,
+    pub udp: bool,
+    pub udp_gso: bool,
+    pub udp_gro: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Listener {
+    pub url: String,
+    pub state: String,
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub network: String,
+    pub network_id: String,
+    pub node_id: String,
+    pub hostname: String,
+    pub version: String,
+    pub started_at: String,
+    pub uptime_s: u64,
+    pub ready: bool,
+    pub ipv4: Option<String>,
+    pub ipv6: Option<String>,
+    pub tun: Option<Tun>,
+    pub listeners: Vec<Listener>,
+    pub servers: Vec<Server>,
+    pub peers: PeerCounts,
+    pub config: Config,
+    pub nat: Nat,
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Server {
+    pub url: String,
+    pub node_id: Option<String>,
+    pub state: String,
+    pub rtt_ms: Option<f64>,
+    pub message: Option<String>,
+    pub clock_offset_s: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerCounts {
+    pub total: usize,
+    pub direct: usize,
+    pub relayed: usize,
+    pub idle: usize,
+    pub connecting: usize,
+    pub unreachable: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Config {
+    pub source: String,
+    pub revision: Option<u64>,
+    pub applied_at: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: bool,
+    pub reason: String,
+    pub message: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    pub node_id: String,
+    pub hostname: String,
+    pub ipv4: Option<String>,
+    pub ipv6: Option<String>,
+    pub state: String,
+    pub carrier: Option<String>,
+    pub remote: Option<String>,
+    pub via: Option<String>,
+    pub rtt_ms: Option<f64>,
+    pub loss: f64,
+    pub tx_bytes: u64,
+    pub rx_bytes: u64,
+    pub nat: Option<String>,
+    pub version: String,
+    pub exports: Vec<String>,
+    pub since: Option<String>,
+    pub last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Path {
+    pub id: usize,
+    pub state: String,
+    pub carrier: String,
+    pub local: Option<String>,
+    pub remote: String,
+    pub relayed: bool,
+    pub via: Option<String>,
+    pub rtt_ms: Option<f64>,
+    pub rtt_var_ms: Option<f64>,
+    pub loss: f64,
+    pub mtu: Option<u16>,
+    pub score: Option<f64>,
+    pub since: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Route {
+    pub prefix: String,
+    pub node_id: String,
+    pub hostname: Option<String>,
+    pub via: Option<String>,
+    pub metric: Option<u32>,
+    pub source: String,
+    pub state: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub node_id: String,
+    pub hostname: String,
+    pub version: String,
+    pub os: String,
+    pub arch: String,
+    pub addresses: Vec<String>,
+    pub interfaces: Vec<Interface>,
+    pub public_addresses: Vec<String>,
+    pub listeners: Vec<Listener>,
+    pub nat: Nat,
+    pub capabilities: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Interface {
+    pub name: String,
+    pub mtu: u32,
+    pub addresses: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Nat {
+    pub v4: NatV4,
+    pub v6: NatV6,
+    pub udp: String,
+    pub portmap: Option<String>,
+    pub tested_at: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NatV4 {
+    pub mapping: String,
+    pub filtering: String,
+    pub allocation: AllocationView,
+    pub hairpin: Option<bool>,
+    pub lifetime_s: Option<u32>,
+    pub external: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AllocationView {
+    pub kind: String,
+    pub step: Option<u32>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NatV6 {
+    pub kind: String,
+    pub external: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stats {
+    pub packets: Directions,
+    pub bytes: Directions,
+    pub drops: std::collections::BTreeMap<String, u64>,
+    pub queues: std::collections::BTreeMap<String, Queue>,
+    pub memory: Memory,
+    pub lsdb_entries: usize,
+    pub spf_runs: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Directions {
+    pub tx: u64,
+    pub rx: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Queue {
+    pub len: usize,
+    pub cap: usize,
+    pub dropped: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Memory {
+    pub rss_bytes: Option<u64>,
+    pub allocated_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    pub number: u64,
+    pub at: String,
+    pub kind: String,
+    pub peer: Option<String>,
+    pub message: String,
+    pub fields: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pong {
+    pub peer: String,
+    pub rtt_ms: f64,
+    pub relayed: bool,
+    pub remote: String,
+}
+
+/// RFC 3339, in UTC, to the millisecond.
+pub fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+impl Facts {
+    fn at(&self, instant: Instant) -> String {
+        rfc3339(self.started_at + instant.saturating_duration_since(self.started))
+    }
+
+    pub fn status(&self, view: &View) -> Status {
+        let snapshot = &view.snapshot;
+        let address = |v4: bool| {
+            snapshot
+                .addresses
+                .iter()
+                .map(ipnet::IpNet::addr)
+                .find(|addr| addr.is_ipv4() == v4)
+                .map(|addr| addr.to_string())
+        };
+        let servers: Vec<Server> =
+            snapshot.servers.iter().map(|server| self.server(server)).collect();
+        let attached =
+            servers.is_empty() || servers.iter().any(|server| server.state == "attached");
+        Status {
+            network: self.network.clone(),
+            network_id: snapshot.network.to_string(),
+            node_id: snapshot.node.to_string(),
+            hostname: self.hostname.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: rfc3339(self.started_at),
+            uptime_s: view.now.saturating_duration_since(self.started).as_secs(),
+            ready: view.host.applied && attached,
+            ipv4: address(true),
+            ipv6: address(false),
+            tun: self.tun.clone(),
+            listeners: self.listeners.clone(),
+            conditions: conditions(view, &servers),
+            servers,
+            peers: counts(&snapshot.peers),
+            config: Config {
+                source: self.source.clone(),
+                revision: None,
+                applied_at: rfc3339(self.started_at),
+            },
+            nat: self.nat(snapshot),
+        }
+    }
+
+    fn server(&self, server: &snapshot::Server) -> Server {
+        let (state, message) = match &server.state {
+            ServerState::Resolving => ("resolving", None),
+            ServerState::Connecting => ("connecting", None),
+            ServerState::Attached => ("attached", None),
+            ServerState::Refused(why) => ("refused", Some(why.clone())),
+            ServerState::Failing(why) => ("failing", Some(why.clone())),
+        };
+        Server {
+            url: self.urls.get(server.bootstrap).cloned().unwrap_or_default(),
+            node_id: server.node.map(|node| node.to_string()),
+            state: state.to_owned(),
+            rtt_ms: server.rtt.map(millis),
+            message,
+            clock_offset_s: server.clock_offset_s,
+        }
+    }
+
+    pub fn peers(&self, view: &View) -> Vec<Peer> {
+        view.snapshot.peers.iter().map(|peer| self.peer(peer)).collect()
+    }
+
+    fn peer(&self, peer: &snapshot::Peer) -> Peer {
+        let address = |v4: bool| {
+            peer.addresses
+                .iter()
+                .map(ipnet::IpNet::addr)
+                .find(|addr| addr.is_ipv4() == v4)
+                .map(|addr| addr.to_string())
+        };
+        Peer {
+            node_id: peer.node.to_string(),
+            hostname: peer.hostname.clone(),
+            ipv4: address(true),
+            ipv6: address(false),
+            state: peer_state(peer.state).to_owned(),
+            carrier: peer.hop.map(|hop| carrier(hop.carrier()).to_owned()),
+            remote: peer.hop.map(|hop| hop.remote().to_string()),
+            via: peer.via.map(|via| via.to_string()),
+            rtt_ms: peer.rtt.map(millis),
+            loss: round(peer.loss),
+            tx_bytes: peer.tx_bytes,
+            rx_bytes: peer.rx_bytes,
+            nat: peer.profile.as_ref().map(|profile| {
+                format!(
+                    "{}/{}",
+                    profile.mapping().mapping_str(),
+                    profile.filtering().filtering_str()
+                )
+            }),
+            version: peer.version.clone(),
+            exports: peer.exports.iter().map(ToString::to_string).collect(),
+            since: peer.since.map(|since| self.at(since)),
+            last_error: peer.last_error.clone(),
+        }
+    }
+
+    /// The paths of one peer, or nothing if nobody has that name.
+    pub fn paths(&self, view: &View, name: &str) -> Option<Vec<Path>> {
+        let peer = find(&view.snapshot, name)?;
+        Some(
+            peer.paths
+                .iter()
+                .enumerate()
+                .map(|(id, path)| Path {
+                    id,
+                    state: path_state(path.state).to_owned(),
+                    carrier: carrier(path.carrier).to_owned(),
+                    local: None,
+                    remote: path.hop.remote().to_string(),
+                    relayed: path.via.is_some(),
+                    via: path.via.map(|via| via.to_string()),
+                    rtt_ms: path.rtt.map(millis),
+                    rtt_var_ms: path.rtt_var.map(millis),
+                    loss: round(path.loss),
+                    mtu: path.mtu,
+                    score: path.score.map(millis),
+                    since: self.at(path.since),
+                })
+                .collect(),
+        )
+    }
+
+    pub fn routes(&self, view: &View) -> Vec<Route> {
+        let hostname = |node: NodeId| {
+            view.snapshot
+                .peers
+                .iter()
+                .find(|peer| peer.node == node)
+                .map(|peer| peer.hostname.clone())
+        };
+        view.snapshot
+            .routes
+            .iter()
+            .map(|route| Route {
+                prefix: route.prefix.to_string(),
+                node_id: route.node.to_string(),
+                hostname: hostname(route.node),
+                via: route.via.map(|via| via.to_string()),
+                metric: Some(route.metric).filter(|metric| *metric != u32::MAX),
+                source: match route.source {
+                    RouteSource::Lsa => "lsa",
+                    RouteSource::Static => "static",
+                    RouteSource::Claim => "claim",
+                }
+                .to_owned(),
+                state: match route.state {
+                    RouteState::Installed => "installed",
+                    RouteState::Shadowed => "shadowed",
+                    RouteState::Rejected => "rejected",
+                }
+                .to_owned(),
+                reason: route.reason.clone(),
+            })
+            .collect()
+    }
+
+    pub fn node(&self, view: &View) -> Node {
+        let nat = self.nat(&view.snapshot);
+        let public = nat.v4.external.iter().chain(&nat.v6.external).cloned().collect();
+        Node {
+            node_id: view.snapshot.node.to_string(),
+            hostname: self.hostname.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            os: std::env::consts::OS.to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
+            addresses: view.snapshot.addresses.iter().map(ToString::to_string).collect(),
+            interfaces: view
+                .interfaces
+                .list
+                .iter()
+                .map(|interface| Interface {
+                    name: interface.name.clone(),
+                    mtu: interface.mtu,
+                    addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+                })
+                .collect(),
+            public_addresses: public,
+            listeners: self.listeners.clone(),
+            nat,
+            capabilities: Vec::new(),
+        }
+    }
+
+    pub fn nat(&self, snapshot: &snapshot::Snapshot) -> Nat {
+        let profile = &snapshot.nat;
+        let external = |v4: bool| {
+            profile
+                .external
+                .iter()
+                .filter_map(|packed| <[u8; 16]>::try_from(packed.as_slice()).ok())
+                .map(|octets| std::net::Ipv6Addr::from(octets).to_canonical())
+                .filter(|ip| ip.is_ipv4() == v4)
+                .map(|ip| ip.to_string())
+                .collect::<Vec<_>>()
+        };
+        let reflexive_v6 = snapshot
+            .candidates
+            .iter()
+            .filter(|candidate| {
+                candidate.kind == wire::endpoint::CandidateKind::Reflexive
+                    && candidate.addr.is_ipv6()
+            })
+            .map(|candidate| candidate.addr.ip().to_string());
+        Nat {
+            v4: NatV4 {
+                mapping: profile.mapping().mapping_str().to_owned(),
+                filtering: profile.filtering().filtering_str().to_owned(),
+                allocation: allocation(profile),
+                hairpin: profile.hairpin,
+                lifetime_s: Some(profile.lifetime_s).filter(|lifetime| *lifetime > 0),
+                external: external(true),
+            },
+            v6: NatV6 {
+                kind: match profile.v6() {
+                    V6::None => "none",
+                    V6::Filtered => "filtered",
+                    V6::Open => "open",
+                }
+                .to_owned(),
+                external: reflexive_v6.collect(),
+            },
+            udp: if profile.udp_blocked { "blocked" } else { "ok" }.to_owned(),
+            portmap: None,
+            tested_at: snapshot.nat_tested.map(|at| self.at(at)),
+        }
+    }
+
+    pub fn stats(&self, view: &View) -> Stats {
+        let peers = &view.snapshot.peers;
+        let (punts, data) = view.punted;
+        let dropped = |name: &str| {
+            view.drops
+                .iter()
+                .find(|(reason, _)| reason.as_str() == name)
+                .map_or(0, |(_, count)| *count)
+        };
+        let queue = |len, cap, dropped| Queue { len, cap, dropped };
+        Stats {
+            packets: Directions {
+                tx: peers.iter().map(|peer| peer.tx_packets).sum(),
+                rx: peers.iter().map(|peer| peer.rx_packets).sum(),
+            },
+            bytes: Directions {
+                tx: peers.iter().map(|peer| peer.tx_bytes).sum(),
+                rx: peers.iter().map(|peer| peer.rx_bytes).sum(),
+            },
+            drops: view
+                .drops
+                .iter()
+                .filter(|(_, count)| *count > 0)
+                .map(|(reason, count)| (reason.as_str().to_owned(), *count))
+                .collect(),
+            queues: [
+                (
+                    "punt_control".to_owned(),
+                    queue(punts, netio::worker::punt::CONTROL_BOUND, dropped("punt_full")),
+                ),
+                (
+                    "punt_data".to_owned(),
+                    queue(data, netio::worker::punt::DATA_BOUND, dropped("punt_full")),
+                ),
+            ]
+            .into(),
+            memory: Memory { rss_bytes: rss(), allocated_bytes: allocated() },
+            lsdb_entries: view.snapshot.lsdb_entries,
+            spf_runs: view.snapshot.spf_runs,
+        }
+    }
+}
+
+/// A peer by host name, mesh address or the beginning of its id.
+pub fn find<'a>(snapshot: &'a snapshot::Snapshot, name: &str) -> Option<&'a snapshot::Peer> {
+    let peers = &snapshot.peers;
+    peers
+        .iter()
+        .find(|peer| {
+            peer.hostname == name || peer.addresses.iter().any(|net| net.addr().to_string() == name)
+        })
+        .or_else(|| {
+            peers.iter().find(|peer| name.len() >= 8 && peer.node.to_string().starts_with(name))
+        })
+}
+
+pub fn event(recorded: &Recorded) -> Event {
+    Event {
+        number: recorded.number,
+        at: rfc3339(recorded.at),
+        kind: recorded.notice.kind.as_str().to_owned(),
+        peer: recorded.notice.peer.map(|peer| peer.to_string()),
+        message: recorded.notice.message.clone(),
+        fields: recorded
+            .notice
+            .fields
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect(),
+    }
+}
+
+fn conditions(view: &View, servers: &[Server]) -> Vec<Condition> {
+    let condition = |kind: &str, status, reason: &str, message: String| Condition {
+        kind: kind.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message,
+    };
+    let attached = servers.iter().filter(|server| server.state == "attached").count();
+    let connected = match (servers.len(), attached) {
+        (0, _) => {
+            condition("Connected", true, "Alone", "No peer or server is configured".to_owned())
+        }
+        (_, 0) => {
+            let why = servers.iter().find_map(|server| server.message.clone());
+            let message =
+                why.unwrap_or_else(|| "No configured peer or server answers yet".to_owned());
+            condition("Connected", false, "NotReached", message)
+        }
+        (all, some) => condition("Connected", true, "Attached", format!("{some} of {all} answer")),
+    };
+    let host = if view.host.applied {
+        condition("HostConfigured", true, "Applied", "Addresses and routes are in place".to_owned())
+    } else {
+        let message = view.host.problems.join("; ");
+        condition("HostConfigured", view.host.problems.is_empty(), "Incomplete", message)
+    };
+    let conflicts = &view.snapshot.conflicts;
+    let addresses = if conflicts.is_empty() {
+        condition(
+            "AddressConflictFree",
+            true,
+            "None",
+            "No address or prefix is announced twice".to_owned(),
+        )
+    } else {
+        condition("AddressConflictFree", false, "Overlap", conflicts.join("; "))
+    };
+    vec![connected, host, addresses]
+}
+
+fn counts(peers: &[snapshot::Peer]) -> PeerCounts {
+    let mut counts = PeerCounts { total: peers.len(), ..PeerCounts::default() };
+    for peer in peers {
+        match peer.state {
+            PeerState::Direct => counts.direct += 1,
+            PeerState::Relayed => counts.relayed += 1,
+            PeerState::Idle => counts.idle += 1,
+            PeerState::Connecting => counts.connecting += 1,
+            PeerState::Unreachable => counts.unreachable += 1,
+        }
+    }
+    counts
+}
+
+fn peer_state(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Direct => "direct",
+        PeerState::Relayed => "relayed",
+        PeerState::Idle => "idle",
+        PeerState::Connecting => "connecting",
+        PeerState::Unreachable => "unreachable",
+    }
+}
+
+fn path_state(state: PathState) -> &'static str {
+    match state {
+        PathState::Primary => "primary",
+        PathState::Warm => "warm",
+        PathState::Probing => "probing",
+        PathState::Suspect => "suspect",
+    }
+}
+
+fn carrier(carrier: Carrier) -> &'static str {
+    match carrier {
+        Carrier::Udp => "udp",
+        Carrier::Tcp => "tcp",
+    }
+}
+
+fn allocation(profile: &NatProfile) -> AllocationView {
+    let known = profile.mapping() != Behaviour::None;
+    let (kind, step) = match profile.allocation() {
+        _ if !known => ("none", None),
+        Allocation::Unknown => ("unknown", None),
+        Allocation::Preserve => ("preserve", None),
+        Allocation::Sequential => ("sequential", Some(profile.allocation_second)),
+        Allocation::Block => ("block", None),
+        Allocation::Random => ("random", None),
+    };
+    AllocationView { kind: kind.to_owned(), step }
+}
+
+/// Milliseconds with two digits behind the point.
+pub fn millis(time: std::time::Duration) -> f64 {
+    (time.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+fn round(share: f64) -> f64 {
+    (share * 1000.0).round() / 1000.0
+}
+
+/// Resident memory of this process.
+pub fn rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Bytes that the allocator has handed out; its figures are as old as its last epoch.
+fn allocated() -> Option<u64> {
+    tikv_jemalloc_ctl::epoch::advance().ok()?;
+    tikv_jemalloc_ctl::stats::allocated::read().ok().map(|bytes| bytes as u64)
+}
+
+/// A listener's URL.
+pub fn url(scheme: &str, addr: SocketAddr) -> String {
+    format!("{scheme}://{addr}")
+}
