@@ -79,7 +79,19 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
             "`easynet debug heap` is not there yet",
             "See `easynet stats` for the memory in use.",
         )),
-        command => runtime()?.block_on(look::run(command)),
+        command @ (Command::Status(_)
+        | Command::Peers(_)
+        | Command::Paths(_)
+        | Command::Routes(_)
+        | Command::Node(_)
+        | Command::Nat(_)
+        | Command::Stats(_)
+        | Command::Events(_)
+        | Command::Ping(_)
+        | Command::Doctor(_)
+        | Command::Config(ConfigCommand::Show(_) | ConfigCommand::Reload(_))) => {
+            runtime()?.block_on(look::run(command))
+        }
     }
 }
 

@@ -100,11 +100,12 @@ async fn next<S: AsyncRead + Unpin>(
             Ok(None) => {}
             Err(_) => return Err(io::ErrorKind::InvalidData.into()),
         }
-        let mut piece = [0; READ];
-        let count = stream.read(&mut piece).await?;
-        if count == 0 {
+        let filled = buffer.len();
+        buffer.resize(filled + READ, 0);
+        let read = stream.read(buffer.get_mut(filled..).unwrap_or_default()).await;
+        buffer.truncate(filled + *read.as_ref().unwrap_or(&0));
+        if read? == 0 {
             return Ok(None);
         }
-        buffer.extend_from_slice(piece.get(..count).unwrap_or_default());
     }
 }

@@ -391,10 +391,10 @@ fn stats_page(stats: &view::Stats) -> String {
 }
 
 fn config_table(rows: &[serde_json::Value]) -> String {
-    let text = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Null => "-".to_owned(),
-        other => other.to_string(),
+    let text = |value: &serde_json::Value| match value.as_str() {
+        Some(text) => text.to_owned(),
+        None if value.is_null() => "-".to_owned(),
+        None => value.to_string(),
     };
     let rows: Vec<Vec<String>> = rows
         .iter()

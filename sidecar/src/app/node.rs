@@ -380,15 +380,12 @@ fn listen(
                 };
                 let bound =
                     ports.iter().find_map(|port| Some((sockets.bind_dual(*port).ok()?, *port)));
-                let (bound, port) = match bound {
-                    Some(bound) => bound,
-                    None => {
-                        let error = sockets
-                            .bind_dual(port)
-                            .err()
-                            .unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into());
-                        return Err(taken(&format!("UDP port {port}"), error));
-                    }
+                let Some((bound, port)) = bound else {
+                    let error = sockets
+                        .bind_dual(port)
+                        .err()
+                        .unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into());
+                    return Err(taken(&format!("UDP port {port}"), error));
                 };
                 for socket in bound {
                     listener(view::url("udp", socket.local()));
