@@ -44,6 +44,9 @@ const MAX_OUTSTANDING: usize = 64;
 const SILENCE: Duration = Duration::from_millis(100);
 /// Spacing of the probes that decide whether the primary is alive.
 const URGENT: Duration = Duration::from_millis(50);
+/// A primary that stays suspect, with nothing to take its place, is asked less often after a while.
+const URGENT_FOR: Duration = Duration::from_secs(5);
+const LOST_SPACING: Duration = Duration::from_secs(1);
 /// A probe is not called unanswered before this.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// What an unmeasured path is given before a probe counts as unanswered.
@@ -390,9 +393,7 @@ impl Agent {
         }
         let probes = self.paths.values().map(|path| path.next_probe).min();
         let bicast = self.bicast.map(|(_, until)| until);
-        let silence = self.silent_since.map(|since| since + SILENCE);
-        let verdict = self.verdict_at();
-        [probes, bicast, silence.filter(|_| verdict.is_none()), verdict].into_iter().flatten().min()
+        [probes, bicast, self.judged_at()].into_iter().flatten().min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -418,40 +419,47 @@ impl Agent {
 
     /// Judges the primary while data goes out and nothing comes back.
     fn watch(&mut self, now: Instant) {
-        let Some(primary) = self.primary else { return };
-        let Some(since) = self.silent_since else { return };
+        let Some((primary, since)) = self.doubted() else { return };
         if now < since + SILENCE {
             return;
         }
-        let Some(path) = self.paths.get_mut(&primary) else { return };
-        path.next_probe = path.next_probe.min(now);
-        if self.unanswered(primary, now) >= 2 {
+        let asked = self.asked_since(primary, since);
+        if asked == 0
+            && let Some(path) = self.paths.get_mut(&primary)
+        {
+            path.next_probe = path.next_probe.min(now);
+        }
+        if asked >= 2 && self.judged_at().is_some_and(|at| at <= now) {
             self.suspect(primary, now);
         }
     }
 
-    /// Probes of `way` that should have been answered by now.
-    fn unanswered(&self, way: Way, now: Instant) -> usize {
-        let patience = self.patience(way);
+    /// The primary, and since when it is silent while data goes out; nothing once it is suspect.
+    fn doubted(&self) -> Option<(Way, Instant)> {
+        let (primary, since) = (self.primary?, self.silent_since?);
+        (self.paths.get(&primary)?.state == State::Primary).then_some((primary, since))
+    }
+
+    /// Unanswered probes of `way` that were sent because of the silence.
+    fn asked_since(&self, way: Way, since: Instant) -> usize {
         self.outstanding
             .values()
-            .filter(|probe| probe.way == way && probe.sent + patience <= now)
+            .filter(|probe| probe.way == way && probe.sent >= since + SILENCE)
             .count()
     }
 
-    /// When the second probe of the primary counts as unanswered.
-    fn verdict_at(&self) -> Option<Instant> {
-        let primary = self.primary?;
-        self.silent_since?;
-        let patience = self.patience(primary);
-        let second = self
+    /// When the silence is worth a probe, or the second of these counts as unanswered; in between the probes have
+    /// deadlines of their own.
+    fn judged_at(&self) -> Option<Instant> {
+        let (primary, since) = self.doubted()?;
+        let mut asked = self
             .outstanding
             .values()
-            .filter(|probe| probe.way == primary)
-            .map(|probe| probe.sent)
-            .nth(1)?;
-        let suspect = self.paths.get(&primary).is_some_and(|path| path.state == State::Suspect);
-        (!suspect).then_some(second + patience)
+            .filter(|probe| probe.way == primary && probe.sent >= since + SILENCE);
+        if asked.next().is_none() {
+            return Some(since + SILENCE);
+        }
+        Some(asked.next()?.sent + self.patience(primary))
     }
 
     fn patience(&self, way: Way) -> Duration {
@@ -490,10 +498,9 @@ impl Agent {
             .map(|path| path.way)
             .collect();
         let busy = self.busy(now);
-        let trouble = self
-            .primary
-            .and_then(|way| self.paths.get(&way))
-            .is_some_and(|path| path.state == State::Suspect);
+        let trouble = self.primary.and_then(|way| self.paths.get(&way)).is_some_and(|path| {
+            path.state == State::Suspect && now.saturating_duration_since(path.since) < URGENT_FOR
+        });
         let silent = self.silent_since.is_some_and(|since| now >= since + SILENCE);
         for way in due {
             let primary = self.primary == Some(way);
@@ -502,7 +509,8 @@ impl Agent {
             let Some(path) = self.paths.get_mut(&way) else { continue };
             path.next_probe = now
                 + match path.state {
-                    State::Suspect => URGENT,
+                    State::Suspect if trouble => URGENT,
+                    State::Suspect => LOST_SPACING,
                     State::Primary if silent => URGENT,
                     State::Primary if path.probes < FIRST_PROBES => FIRST_SPACING,
                     State::Primary if busy => MEASURE_PRIMARY,

@@ -47,8 +47,11 @@ impl World {
             for (_, txid) in self.answers.extract_if(.., |(at, _)| *at <= now) {
                 self.agent.acknowledged(txid, now);
             }
-            if self.agent.poll_timeout().is_some_and(|at| at <= now) {
+            let mut wakes = 0;
+            while self.agent.poll_timeout().is_some_and(|at| at <= now) {
                 self.agent.handle_timeout(now);
+                wakes += 1;
+                assert!(wakes < 10, "the agent never sleeps: {:?}", self.agent);
             }
             while let Some(output) = self.agent.poll_output() {
                 match output {
