@@ -181,10 +181,12 @@ impl Engine {
         let (direct, relayed) = (stats.direct.counts(), stats.relayed.counts());
         let at = |stamp: Option<Duration>| stamp.map(|since| self.started + since);
         let tx = at(direct.last_tx.max(relayed.last_tx));
-        let rx = at(direct.last_rx.max(relayed.last_rx));
-        let last = tx.max(rx);
+        let any_rx = at(direct.last_rx.max(relayed.last_rx));
+        let last = tx.max(any_rx);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.traffic = peer.traffic.max(last);
+        // What comes over a relay says nothing of the direct path: the peer may have left it as dead already.
+        let rx = if peer.agent.is_direct() { at(direct.last_rx) } else { any_rx };
         peer.agent.traffic(tx, rx, now);
         let lost = peer.agent.primary().and_then(|way| peer.agent.path(way)).is_some_and(|path| {
             path.state == State::Suspect && now.saturating_duration_since(path.since) >= LOST
