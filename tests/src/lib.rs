@@ -2,4 +2,5 @@
 
 pub mod dataplane;
 pub mod fuzz;
+pub mod lab;
 pub mod sim;

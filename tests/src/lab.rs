@@ -1,0 +1,390 @@
+//! The lab: hosts, NATs and networks from namespaces, with the real binary on them.
+//!
+//! ```text
+//!              ┌──────────── backbone (198.18.x.1) ────────────┐
+//!        198.18.1.2                                       198.18.9.2
+//!      ┌─ router a ─┐                                    public host
+//!      │ NAT (nft)  │
+//!      └─ 10.1.0.1 ─┘
+//!         host a1 (10.1.0.2), a2 …
+//! ```
+//! Everything a lab makes carries its prefix and goes away with it, also after a panic; what a killed run left is swept when the
+//! next lab begins. Needs root, `ip`, `nft` and `ping`.
+
+pub mod nat;
+pub mod node;
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+pub use self::{nat::Nat, node::Node};
+
+/// Labs of one process run one after the other: two cores bear no more.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A world of namespaces.
+#[derive(Debug)]
+pub struct Lab {
+    prefix: String,
+    namespaces: Vec<String>,
+    links: u32,
+    children: Vec<Child>,
+    dir: tempfile::TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// A host, or the router of a site, by its namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    pub namespace: String,
+    /// Its address on the underlay.
+    pub address: String,
+}
+
+/// Hosts behind a router of their own.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub number: u32,
+    pub router: Host,
+    nat: Nat,
+    hosts: u32,
+}
+
+/// Figures of a `ping`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ping {
+    pub sent: u32,
+    /// Sequence numbers answered, and the round trips.
+    pub answers: Vec<(u32, Duration)>,
+}
+
+impl Ping {
+    pub fn lost(&self) -> u32 {
+        self.sent - u32::try_from(self.answers.len()).unwrap_or(self.sent)
+    }
+
+    /// The longest run of unanswered questions, as time at `interval`.
+    pub fn longest_gap(&self, interval: Duration) -> Duration {
+        let mut longest = 0;
+        let mut last = 0;
+        for (seq, _) in &self.answers {
+            longest = longest.max(seq - last - 1);
+            last = *seq;
+        }
+        interval * longest.max(self.sent - last)
+    }
+
+    pub fn percentile(&self, percent: usize) -> Option<Duration> {
+        let mut times: Vec<Duration> = self.answers.iter().map(|(_, rtt)| *rtt).collect();
+        times.sort_unstable();
+        times.get((times.len() * percent / 100).min(times.len().checked_sub(1)?)).copied()
+    }
+}
+
+impl Lab {
+    /// An empty world with a backbone. Waits for other labs of this process.
+    ///
+    /// # Panics
+    /// Without root, or when a program is missing; the message says which package brings it.
+    pub fn new() -> Self {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        for (program, package) in
+            [("ip", "iproute2"), ("nft", "nftables"), ("ping", "iputils-ping")]
+        {
+            let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+            assert!(
+                found.is_ok_and(|found| found.status.success()),
+                "{program} is missing: apt-get install {package}"
+            );
+        }
+        sweep();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = tempfile::Builder::new()
+            .prefix("easynet-lab")
+            .tempdir()
+            .expect("a temporary directory");
+        let mut lab = Self {
+            prefix: format!("ez{}x{number}", std::process::id()),
+            namespaces: Vec::new(),
+            links: 0,
+            children: Vec::new(),
+            dir,
+            _turn: turn,
+        };
+        lab.namespace("net");
+        lab.sh("net", "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        lab
+    }
+
+    /// A host on the backbone with a public address.
+    pub fn public_host(&mut self, name: &str) -> Host {
+        let number = self.wire(name);
+        Host { namespace: self.full(name), address: format!("198.18.{number}.2") }
+    }
+
+    /// A site: a router with that NAT, and no hosts yet.
+    pub fn site(&mut self, name: &str, nat: Nat) -> Site {
+        let number = self.wire(name);
+        let router = Host { namespace: self.full(name), address: format!("198.18.{number}.2") };
+        self.sh(name, "sysctl -qw net.ipv4.ip_forward=1");
+        self.sh(name, "ip link add lan0 type bridge; ip link set lan0 up");
+        self.sh(name, &format!("ip addr add 10.{number}.0.1/24 dev lan0"));
+        let site = Site { number, router, nat, hosts: 0 };
+        site.apply_nat(self);
+        site
+    }
+
+    /// Another host behind the site's router.
+    pub fn host(&mut self, site: &mut Site, name: &str) -> Host {
+        site.hosts += 1;
+        self.namespace(name);
+        let index = self.links;
+        self.links += 1;
+        let (inner, outer) = (format!("ez{index}i"), format!("ez{index}o"));
+        let (host, router) = (self.full(name), site.router.namespace.clone());
+        let address = format!("10.{}.0.{}", site.number, site.hosts + 1);
+        run_ok(&format!(
+            "ip link add {inner} netns {host} type veth peer name {outer} netns {router}"
+        ));
+        run_ok(&format!("ip -n {router} link set {outer} master lan0 up"));
+        run_ok(&format!("ip -n {host} link set {inner} name eth0"));
+        run_ok(&format!("ip -n {host} addr add {address}/24 dev eth0"));
+        run_ok(&format!("ip -n {host} link set eth0 up"));
+        run_ok(&format!("ip -n {host} route add default via 10.{}.0.1", site.number));
+        Host { namespace: host, address }
+    }
+
+    /// Drops everything between two sites on the backbone; what goes to public hosts passes.
+    pub fn cut(&self, a: &Site, b: &Site) {
+        let (a, b) = (&a.router.address, &b.router.address);
+        let rules = format!(
+            "table ip cut {{\n chain forward {{\n  type filter hook forward priority 0;\n  ip saddr {a} ip daddr {b} drop\n  \
+             ip saddr {b} ip daddr {a} drop\n }}\n}}\n"
+        );
+        self.nft("net", &rules);
+    }
+
+    pub fn restore(&self) {
+        self.sh("net", "nft delete table ip cut");
+    }
+
+    /// Loses this share of all packets on the backbone, in percent.
+    pub fn lose(&self, percent: u32) {
+        let rules = format!(
+            "table ip loss {{\n chain forward {{\n  type filter hook forward priority -1;\n  numgen random mod 100 < {percent} drop\n }}\n}}\n"
+        );
+        self.nft("net", &rules);
+    }
+
+    /// Limits a site's uplink.
+    pub fn shape(&self, site: &Site, rate: &str) {
+        let namespace = &site.router.namespace;
+        run_ok(&format!(
+            "ip netns exec {namespace} tc qdisc replace dev wan0 root tbf rate {rate} burst 64kb latency 50ms"
+        ));
+    }
+
+    /// A directory for state, sockets and logs.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    /// Keeps a process to end it with the lab.
+    pub fn keep(&mut self, child: Child) {
+        self.children.push(child);
+    }
+
+    /// Makes a namespace and its link to the backbone; the link's number.
+    fn wire(&mut self, name: &str) -> u32 {
+        self.namespace(name);
+        self.links += 1;
+        let number = self.links;
+        let (net, host) = (self.full("net"), self.full(name));
+        run_ok(&format!("ip link add b{number} netns {net} type veth peer name wan0 netns {host}"));
+        run_ok(&format!("ip -n {net} addr add 198.18.{number}.1/24 dev b{number}"));
+        run_ok(&format!("ip -n {net} link set b{number} up"));
+        run_ok(&format!("ip -n {host} addr add 198.18.{number}.2/24 dev wan0"));
+        run_ok(&format!("ip -n {host} link set wan0 up"));
+        run_ok(&format!("ip -n {host} route add default via 198.18.{number}.1"));
+        number
+    }
+
+    fn namespace(&mut self, name: &str) {
+        let full = self.full(name);
+        run_ok(&format!("ip netns add {full}"));
+        run_ok(&format!("ip -n {full} link set lo up"));
+        self.namespaces.push(full);
+    }
+
+    fn full(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    fn sh(&self, name: &str, script: &str) {
+        run_ok(&format!("ip netns exec {} sh -c '{script}'", self.full(name)));
+    }
+
+    fn nft(&self, name: &str, rules: &str) {
+        nft(&self.full(name), rules);
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for namespace in &self.namespaces {
+            let _ = Command::new("ip").args(["netns", "del", namespace]).output();
+        }
+    }
+}
+
+impl Site {
+    /// Installs the NAT's rules anew.
+    pub fn apply_nat(&self, _lab: &Lab) {
+        nft(&self.router.namespace, "flush ruleset\n");
+        nft(&self.router.namespace, &self.nat.rules(&self.router.address));
+    }
+
+    /// The NAT forgets all flows.
+    pub fn reboot_nat(&self) {
+        self.router.run("conntrack -F");
+    }
+}
+
+impl Host {
+    /// Runs a shell command on the host.
+    ///
+    /// # Panics
+    /// When it fails; the message holds its output.
+    pub fn run(&self, command: &str) -> String {
+        let output = self.try_run(command);
+        assert!(
+            output.status.success(),
+            "{command}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The same; how it ended is the caller's matter.
+    pub fn try_run(&self, command: &str) -> Output {
+        self.command(command).output().expect("ip netns exec runs")
+    }
+
+    /// Starts a shell command whose output goes to `log`.
+    pub fn spawn(&self, command: &str, log: &std::path::Path) -> Child {
+        let log = File::create(log).expect("a log file");
+        let stderr = log.try_clone().expect("a log file");
+        self.command(&format!("exec {command}"))
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(stderr)
+            .spawn()
+            .expect("ip netns exec runs")
+    }
+
+    fn command(&self, command: &str) -> Command {
+        let mut exec = Command::new("ip");
+        exec.args(["netns", "exec", &self.namespace, "sh", "-c", command]);
+        exec
+    }
+
+    /// Pings `count` times, `interval` apart.
+    pub fn ping(&self, address: &str, count: u32, interval: Duration) -> Ping {
+        let seconds = interval.as_secs_f64();
+        let output = self.try_run(&format!("ping -n -O -c {count} -i {seconds} -W 1 {address}"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let answers = text
+            .lines()
+            .filter_map(|line| {
+                let field = |name: &str| {
+                    line.split_whitespace()
+                        .find_map(|word| word.strip_prefix(name).map(str::to_owned))
+                };
+                let seq = field("icmp_seq=")?.parse().ok()?;
+                let time: f64 = field("time=")?.parse().ok()?;
+                Some((seq, Duration::from_secs_f64(time / 1000.0)))
+            })
+            .collect();
+        Ping { sent: count, answers }
+    }
+
+    /// One TCP stream towards `address`, where it starts a server; Gbit/s received.
+    pub fn iperf(&self, server: &Host, address: &str, seconds: u32, options: &str) -> f64 {
+        let mut child =
+            server.command("exec iperf3 -s -1").stdout(Stdio::null()).spawn().expect("iperf3 runs");
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(5)
+            && !server.run("ss -Hltn sport = :5201").contains("5201")
+        {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let output = self.try_run(&format!(
+            "timeout {} iperf3 -J -c {address} -t {seconds} {options}",
+            seconds + 10
+        ));
+        // With -1 it ends by itself; not if the client never came.
+        let _ = child.kill();
+        let _ = child.wait();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e9
+    }
+}
+
+/// Runs a command that has to succeed.
+pub(crate) fn run_ok(command: &str) {
+    let output = Command::new("sh").args(["-c", command]).output().expect("sh runs");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn nft(namespace: &str, rules: &str) {
+    let mut child = Command::new("ip")
+        .args(["netns", "exec", namespace, "nft", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("nft runs");
+    child.stdin.take().expect("a pipe").write_all(rules.as_bytes()).expect("nft reads");
+    let mut error = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut error).expect("nft's words are text");
+    assert!(child.wait().expect("nft ends").success(), "{error}\n{rules}");
+}
+
+/// Removes the namespaces of labs whose process is gone.
+fn sweep() {
+    let Ok(output) = Command::new("ip").args(["netns", "list"]).output() else { return };
+    for name in String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+    {
+        let Some(pid) =
+            name.strip_prefix("ez").and_then(|rest| rest.split_once('x')).map(|(pid, _)| pid)
+        else {
+            continue;
+        };
+        if pid.parse::<u32>().is_ok() && !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            let _ = Command::new("ip").args(["netns", "del", name]).output();
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Pairs of NATs: which go direct, and which stay usable over the relay.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use tests::lab::{Lab, Nat, Node, node};
+
+/// Brings two nodes up behind two NATs and sends a few packets; whether they ended up direct.
+fn meet(left: Nat, right: Nat) -> bool {
+    let mut lab = Lab::new();
+    let relay = lab.public_host("relay");
+    let (mut site_a, mut site_b) = (lab.site("ra", left), lab.site("rb", right));
+    let (host_a, host_b) = (lab.host(&mut site_a, "a"), lab.host(&mut site_b, "b"));
+    let (_server, url) = node::server(&mut lab, &relay, "server", "");
+    let a = Node::start(&lab, &host_a, "a", &[&url], "");
+    let b = Node::start(&lab, &host_b, "b", &[&url], "");
+    for node in [&a, &b] {
+        node.wait("ready", Duration::from_secs(15));
+        node.wait("peers=1", Duration::from_secs(15));
+    }
+    let target = b.ipv4();
+    for _ in 0..6 {
+        let ping = host_a.ping(&target, 10, Duration::from_millis(50));
+        assert!(ping.lost() <= 2, "{left:?} x {right:?}: {} of 10 lost\n{}", ping.lost(), a.log());
+        if a.peer("b")["state"] == "direct" {
+            return true;
+        }
+    }
+    false
+}
+
+macro_rules! pairs {
+    ($($name:ident: $left:ident, $right:ident => $direct:literal;)+) => {
+        $(
+            #[test]
+            fn $name() {
+                assert_eq!(meet(Nat::$left, Nat::$right), $direct);
+            }
+        )+
+    };
+}
+
+pairs! {
+    nat_port_restricted_x_port_restricted_goes_direct: PortRestricted, PortRestricted => true;
+    nat_full_cone_x_port_restricted_goes_direct: FullCone, PortRestricted => true;
+    nat_other_port_x_port_restricted_goes_direct: OtherPort, PortRestricted => true;
+    nat_full_cone_x_full_cone_goes_direct: FullCone, FullCone => true;
+    nat_leaky_x_port_restricted_stays_usable: Leaky, PortRestricted => true;
+    nat_symmetric_x_symmetric_stays_usable_over_the_relay: Symmetric, Symmetric => false;
+    nat_sequential_x_symmetric_stays_usable_over_the_relay: Sequential, Symmetric => false;
+    nat_udp_blocked_x_port_restricted_stays_usable_over_the_relay: UdpBlocked, PortRestricted => false;
+}
