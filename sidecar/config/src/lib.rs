@@ -4,8 +4,6 @@
 //! [`Partial`] is what one source (file, environment, flags) says; [`Partial::over`] merges them, and [`Settings`] is the
 //! outcome with the source of every value. This crate knows neither the engine nor Kubernetes.
 
-#![forbid(unsafe_code)]
-
 mod check;
 mod merge;
 mod tree;
