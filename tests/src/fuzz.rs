@@ -3,10 +3,7 @@
 //! A target takes any bytes, must not panic, and asserts what its parser promises. The corpus lies in
 //! `tests/fuzz/corpus/<target>/`; `tests/tests/fuzz_corpus.rs` replays and mutates it.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Instant,
-};
+use std::time::Instant;
 
 use prost::Message;
 use rand_chacha::ChaCha8Rng;
@@ -117,12 +114,11 @@ fn ip(bytes: &[u8]) {
         assert!(header.header_len <= header.total_len && header.total_len <= bytes.len());
         assert_eq!(ip::addresses(bytes), Some((header.src, header.dst)));
     }
-    for ours in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
-        if let Some(answer) = ip::packet_too_big(bytes, 1280, ours) {
-            assert!(answer.len() <= ip::IPV6_MIN_MTU);
-            let answer = ip::Header::parse(&answer).expect("our own packet");
-            assert_eq!(Some(answer.dst), header.map(|header| header.src));
-        }
+    if let Some(answer) = ip::packet_too_big(bytes, 1280) {
+        assert!(answer.len() <= ip::IPV6_MIN_MTU);
+        let answer = ip::Header::parse(&answer).expect("our own packet");
+        assert_eq!(Some(answer.dst), header.map(|header| header.src));
+        assert_eq!(Some(answer.src), header.map(|header| header.dst));
     }
     let mut packet = bytes.to_vec();
     if ip::complete(&mut packet) {

@@ -186,6 +186,14 @@ impl Lab {
         self.nft("net", &rules);
     }
 
+    /// Drops every IPv4 packet on the backbone that is longer than `most` bytes, without a word to anybody.
+    pub fn narrow(&self, most: u32) {
+        let rules = format!(
+            "table ip narrow {{\n chain forward {{\n  type filter hook forward priority -2;\n  ip length > {most} drop\n }}\n}}\n"
+        );
+        self.nft("net", &rules);
+    }
+
     /// Limits a site's uplink.
     pub fn shape(&self, site: &Site, rate: &str) {
         let namespace = &site.router.namespace;

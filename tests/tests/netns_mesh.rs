@@ -188,6 +188,41 @@ fn a_lossy_underlay_keeps_its_session_and_its_direct_path() {
 }
 
 #[test]
+fn a_black_hole_for_long_packets_is_found_and_gone_around() {
+    let world = World::new(Nat::PortRestricted, Nat::PortRestricted, "");
+    let target = world.b.ipv4();
+    world.host_a.ping(&target, 3, Duration::from_millis(100));
+    world.a.wait("direct=b", MOMENT);
+    assert!(world.host_a.iperf(&world.host_b, &target, 1, "") > 0.1);
+    let mtu = |node: &Node| {
+        let paths = node.json("paths b");
+        paths.as_array().and_then(|paths| {
+            let primary = paths.iter().find(|path| path["state"] == "primary")?;
+            primary["mtu"].as_u64()
+        })
+    };
+    assert_eq!(mtu(&world.a), Some(1320));
+
+    world.lab.narrow(1300);
+    let received = world.host_a.iperf(&world.host_b, &target, 4, "");
+
+    assert!(
+        received > 0.05,
+        "{received} Gbit/s through a narrow way: {} {}",
+        world.a.json("paths b"),
+        world.a.json("stats")
+    );
+    let found = mtu(&world.a).unwrap();
+    assert!((1220..=1239).contains(&found), "1300 less 28 less 33 is 1239, found {found}");
+    // IPv6 has no packets below 1280: they travel in pieces.
+    let six = world.b.ipv6();
+    let large = world.host_a.try_run(&format!("ping -c 3 -i 0.2 -s 1200 {six}"));
+    assert!(large.status.success(), "{}", String::from_utf8_lossy(&large.stdout));
+    let received = world.host_a.iperf(&world.host_b, &six, 2, "");
+    assert!(received > 0.01, "{received} Gbit/s in pieces: {}", world.b.json("stats"));
+}
+
+#[test]
 fn a_wrong_secret_is_named_as_such() {
     let mut lab = Lab::new();
     let host = lab.public_host("m");

@@ -30,7 +30,10 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 use session::{freshness::Clock, transport::Session};
-use wire::id::{NodeId, ShortId};
+use wire::{
+    datagram::DATA_OVERHEAD,
+    id::{NodeId, ShortId},
+};
 
 pub(crate) use self::links::REGISTER_CONTEXT;
 
@@ -437,6 +440,13 @@ impl Engine {
             }
         }
         self.config = config;
+        let datagram = self.longest_datagram();
+        for node in self.peers.keys().copied().collect::<Vec<_>>() {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.agent.want(datagram, now);
+            }
+            self.drain_agent(node, now);
+        }
         self.claim_address(now);
         self.node_lsa.changed(now);
         self.throttle.request(now);
@@ -459,6 +469,11 @@ impl Engine {
 
     fn unix(&self, now: Instant) -> u64 {
         self.config.unix_at_start + now.saturating_duration_since(self.started).as_secs()
+    }
+
+    /// What a packet of the mesh's MTU becomes when sealed.
+    fn longest_datagram(&self) -> u16 {
+        self.config.mtu.saturating_add(DATA_OVERHEAD as u16)
     }
 
     /// The main UDP socket of the address' family.

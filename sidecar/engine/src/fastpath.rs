@@ -21,8 +21,8 @@ use std::{
 use session::transport::{OpenError, Session};
 use wire::{
     datagram::{
-        DATA_HEADER_LEN, DATA_OVERHEAD, Datagram, HOP_LIMIT, TAG_LEN, TRANSIT_LEN, TYPE_DATA,
-        TYPE_TRANSIT, Transit,
+        DATA_HEADER_LEN, DATA_OVERHEAD, Datagram, HOP_LIMIT, TRANSIT_LEN, TYPE_DATA, TYPE_TRANSIT,
+        Transit,
     },
     id::{NodeId, ShortId},
     ip,
@@ -182,16 +182,12 @@ pub fn encapsulate(
     if let Outbound::Single(kind) = outbound {
         clamp_syn(packet, usize::from(fib.mtu), kind);
     }
-    let fragment = if outbound.longest(packet) > usize::from(peer.mtu) {
-        if !must_fragment(packet, peer.mtu) {
-            fib.drops.count(DropReason::TooBig);
-            let mtu = usize::from(peer.mtu);
-            return ip::packet_too_big(packet, mtu, fib.local.address_like(dst)?);
-        }
-        true
-    } else {
-        false
-    };
+    let longest = outbound.longest(packet);
+    let fragment = longest > usize::from(peer.mtu);
+    if fragment && let Some(mtu) = refused_for(packet, longest, peer.mtu) {
+        fib.drops.count(DropReason::TooBig);
+        return ip::packet_too_big(packet, mtu);
+    }
 
     let to = Sealer { fib, peer, session, next_hop, now };
     let sent = if fragment {
@@ -441,11 +437,16 @@ impl NextHop {
     }
 }
 
-/// Whether a packet too big for the path is cut inside the tunnel: IPv6 below its minimum MTU, and IPv4 that may be
-/// fragmented. Everything else is told by ICMP.
-fn must_fragment(packet: &[u8], mtu: u16) -> bool {
-    let may_fragment = packet[0] >> 4 == 4 && packet[6] & 0x40 == 0;
-    may_fragment || usize::from(mtu) < ip::IPV6_MIN_MTU
+/// The MTU that the sender of a packet too long for the path is told by ICMP; `None` if it is cut inside the tunnel: IPv4
+/// that may be fragmented, and IPv6 of its minimum MTU, below which nobody can be told to go.
+fn refused_for(packet: &[u8], longest: usize, mtu: u16) -> Option<usize> {
+    let mtu = usize::from(mtu);
+    if packet[0] >> 4 == 4 {
+        let may_fragment = packet[6] & 0x40 == 0;
+        (!may_fragment).then_some(mtu)
+    } else {
+        (longest > ip::IPV6_MIN_MTU).then_some(mtu.max(ip::IPV6_MIN_MTU))
+    }
 }
 
 /// Clamps the MSS of a TCP SYN; a cheap look first, as nearly no packet is one.
@@ -790,12 +791,6 @@ impl Link {
     fn admits(&self, bytes: u64, is_control: bool, since_epoch: Duration) -> bool {
         self.quota.as_ref().is_none_or(|quota| quota.admit(bytes, is_control, since_epoch))
     }
-}
-
-/// What sealing adds to an IP packet on a path: for [`PeerEntry::mtu`].
-pub fn overhead(next_hop: &NextHop) -> usize {
-    const { assert!(DATA_OVERHEAD == DATA_HEADER_LEN + 1 + TAG_LEN) };
-    if next_hop.is_relayed() { TRANSIT_LEN + DATA_OVERHEAD } else { DATA_OVERHEAD }
 }
 
 #[cfg(test)]

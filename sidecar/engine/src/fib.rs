@@ -152,11 +152,6 @@ impl Local {
     pub fn accepts(&self, dst: IpAddr) -> bool {
         self.addresses.contains(&dst) || self.exports.iter().any(|net| net.contains(&dst))
     }
-
-    /// An own address of the same family as `like`, to answer from.
-    pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
-        self.addresses.iter().copied().find(|addr| addr.is_ipv4() == like.is_ipv4())
-    }
 }
 
 impl Routes {

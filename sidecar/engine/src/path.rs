@@ -16,6 +16,7 @@
 //! ```
 
 pub mod addr;
+mod mtu;
 mod score;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use wire::id::NodeId;
 
 use self::{
     addr::{Carrier, Hop},
+    mtu::Search,
     score::Estimate,
 };
 
@@ -92,8 +94,10 @@ pub enum State {
 /// What the engine is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Send a probe with this txid.
-    Probe { way: Way, txid: u64 },
+    /// Send a probe with this txid, of this length; 0 is the shortest.
+    Probe { way: Way, txid: u64, len: u16 },
+    /// The way of the traffic takes other lengths than before: publish it.
+    Resized,
     /// The primary or the bicast changed: publish it.
     Changed { before: Option<Way>, after: Option<Way>, reason: Reason },
 }
@@ -138,12 +142,15 @@ pub struct Path {
     next_probe: Instant,
     heard: Option<Instant>,
     unverified: bool,
+    mtu: Search,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Outstanding {
     way: Way,
     sent: Instant,
+    /// Asks for this length; 0 asks whether the way works.
+    len: u16,
 }
 
 /// Chooses among the paths to one peer.
@@ -161,12 +168,15 @@ pub struct Agent {
     last_heard: Option<Instant>,
     next_txid: u64,
     active: bool,
+    /// The longest datagram that the mesh needs.
+    wanted: u16,
     outputs: VecDeque<Output>,
 }
 
 impl Agent {
-    /// `txid` seeds the transaction ids; take it from the engine's generator.
-    pub fn new(txid: u64) -> Self {
+    /// `txid` seeds the transaction ids; take it from the engine's generator. `wanted` is the longest datagram that the
+    /// mesh's MTU needs.
+    pub fn new(txid: u64, wanted: u16) -> Self {
         Self {
             paths: BTreeMap::new(),
             outstanding: BTreeMap::new(),
@@ -178,6 +188,7 @@ impl Agent {
             last_heard: None,
             next_txid: txid,
             active: false,
+            wanted,
             outputs: VecDeque::new(),
         }
     }
@@ -208,11 +219,31 @@ impl Agent {
         self.paths.get(&self.primary?)?.estimate.rtt()
     }
 
+    /// The longest datagram that every way of the traffic takes.
+    pub fn datagram(&self) -> u16 {
+        [self.primary, self.bicast()]
+            .into_iter()
+            .flatten()
+            .filter_map(|way| self.paths.get(&way))
+            .map(Path::datagram)
+            .min()
+            .unwrap_or(self.wanted)
+    }
+
+    /// The mesh needs another length than before.
+    pub fn want(&mut self, wanted: u16, now: Instant) {
+        self.wanted = wanted;
+        for path in self.paths.values_mut().filter(|path| path.acks > 0) {
+            path.mtu.want(wanted, now);
+        }
+    }
+
     /// The ground may have moved: everything is probed now.
     pub fn check_all(&mut self, now: Instant) {
         for path in self.paths.values_mut() {
             path.next_probe = now;
             path.probes = 0;
+            path.measure_mtu(now);
         }
         if self.active && self.primary.is_some() {
             self.silent_since.get_or_insert(now);
@@ -250,7 +281,7 @@ impl Agent {
             let Some(oldest) = oldest.map(|path| path.way) else { return };
             self.paths.remove(&oldest);
         }
-        self.paths.insert(way, Path::new(way, now));
+        self.paths.insert(way, Path::new(way, self.wanted, now));
     }
 
     /// The relays there are, each with the latency that the topology gives the whole way. A relay is usable without
@@ -293,15 +324,20 @@ impl Agent {
     /// Registers a probe that the caller sends by itself, on a punch plan's schedule.
     pub fn probe(&mut self, way: Way, now: Instant) -> u64 {
         self.add(way, now);
+        if let Some(path) = self.paths.get_mut(&way) {
+            path.probes += 1;
+        }
+        self.expect(way, 0, now)
+    }
+
+    /// Expects the answer to a probe that goes out now.
+    fn expect(&mut self, way: Way, len: u16, now: Instant) -> u64 {
         let txid = self.next_txid;
         self.next_txid = self.next_txid.wrapping_add(1);
         if self.outstanding.len() >= MAX_OUTSTANDING {
             self.outstanding.pop_first();
         }
-        self.outstanding.insert(txid, Outstanding { way, sent: now });
-        if let Some(path) = self.paths.get_mut(&way) {
-            path.probes += 1;
-        }
+        self.outstanding.insert(txid, Outstanding { way, sent: now, len });
         txid
     }
 
@@ -310,10 +346,22 @@ impl Agent {
         let probe = self.outstanding.remove(&txid)?;
         let path = self.paths.get_mut(&probe.way)?;
         path.unverified = false;
+        if probe.len > 0 {
+            self.heard(probe.way, now);
+            self.sized(probe.way, |mtu| mtu.acknowledged(probe.len, now), now);
+            return Some(probe.way);
+        }
         path.acks += 1;
         path.estimate.sample(now.saturating_duration_since(probe.sent));
+        let unanswered = self.silent_since.is_some_and(|since| probe.sent >= since + SILENCE);
+        if path.acks == 1 {
+            path.measure_mtu(now);
+        } else if unanswered && self.primary == Some(probe.way) {
+            path.mtu.doubt(now);
+        }
         self.heard(probe.way, now);
-        self.outstanding.retain(|_, other| other.way != probe.way || other.sent > probe.sent);
+        self.outstanding
+            .retain(|_, other| other.way != probe.way || other.sent > probe.sent || other.len > 0);
         let path = self.paths.get_mut(&probe.way)?;
         match path.state {
             State::Probing => {
@@ -375,6 +423,9 @@ impl Agent {
         }
         if tx > self.last_tx {
             self.last_tx = tx;
+            if let Some(path) = self.primary.and_then(|way| self.paths.get_mut(&way)) {
+                path.mtu.wake(now);
+            }
         }
         if self.last_tx > self.last_rx.max(self.last_heard)
             && self.last_tx.is_some_and(|tx| now.saturating_duration_since(tx) < SILENCE * 2)
@@ -392,8 +443,10 @@ impl Agent {
             return None;
         }
         let probes = self.paths.values().map(|path| path.next_probe).min();
+        let lengths =
+            self.paths.values().filter_map(|path| path.mtu.poll_timeout(path.patience())).min();
         let bicast = self.bicast.map(|(_, until)| until);
-        [probes, bicast, self.judged_at()].into_iter().flatten().min()
+        [probes, lengths, bicast, self.judged_at()].into_iter().flatten().min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -405,6 +458,7 @@ impl Agent {
             self.change(self.primary, Reason::Suspect, now);
         }
         self.watch(now);
+        self.ask_lengths(now);
         self.measure(now);
         self.forget(now);
     }
@@ -444,7 +498,7 @@ impl Agent {
     fn asked_since(&self, way: Way, since: Instant) -> usize {
         self.outstanding
             .values()
-            .filter(|probe| probe.way == way && probe.sent >= since + SILENCE)
+            .filter(|probe| probe.way == way && probe.len == 0 && probe.sent >= since + SILENCE)
             .count()
     }
 
@@ -452,10 +506,9 @@ impl Agent {
     /// deadlines of their own.
     fn judged_at(&self) -> Option<Instant> {
         let (primary, since) = self.doubted()?;
-        let mut asked = self
-            .outstanding
-            .values()
-            .filter(|probe| probe.way == primary && probe.sent >= since + SILENCE);
+        let mut asked = self.outstanding.values().filter(|probe| {
+            probe.way == primary && probe.len == 0 && probe.sent >= since + SILENCE
+        });
         if asked.next().is_none() {
             return Some(since + SILENCE);
         }
@@ -463,10 +516,7 @@ impl Agent {
     }
 
     fn patience(&self, way: Way) -> Duration {
-        self.paths
-            .get(&way)
-            .and_then(|path| path.estimate.timeout())
-            .map_or(UNKNOWN_RTT, |rto| rto.max(PATIENCE))
+        self.paths.get(&way).map_or(UNKNOWN_RTT, Path::patience)
     }
 
     fn suspect(&mut self, primary: Way, now: Instant) {
@@ -489,6 +539,36 @@ impl Agent {
         });
     }
 
+    /// Sends the probes that ask for a length, each with a short one beside it that tells a dead way from a narrow one.
+    fn ask_lengths(&mut self, now: Instant) {
+        let busy = self.busy(now);
+        let due: Vec<Way> = self
+            .paths
+            .values()
+            .filter(|path| path.mtu.poll_timeout(path.patience()).is_some_and(|at| at <= now))
+            .map(|path| path.way)
+            .collect();
+        for way in due {
+            let Some(path) = self.paths.get(&way) else { continue };
+            let (patience, heard) = (path.patience(), path.heard);
+            self.sized(way, |mtu| mtu.handle_timeout(patience, heard, busy, now), now);
+        }
+    }
+
+    /// Lets a way's search take a step, sends what it asks for, and says so if the traffic's way changed its length.
+    fn sized(&mut self, way: Way, step: impl FnOnce(&mut Search) -> Option<u16>, now: Instant) {
+        let before = self.datagram();
+        let Some(path) = self.paths.get_mut(&way) else { return };
+        if let Some(len) = step(&mut path.mtu) {
+            path.next_probe = path.next_probe.min(now);
+            let txid = self.expect(way, len, now);
+            self.outputs.push_back(Output::Probe { way, txid, len });
+        }
+        if self.datagram() != before {
+            self.outputs.push_back(Output::Resized);
+        }
+    }
+
     /// Sends the probes that are due.
     fn measure(&mut self, now: Instant) {
         let due: Vec<Way> = self
@@ -505,7 +585,7 @@ impl Agent {
         for way in due {
             let primary = self.primary == Some(way);
             let txid = self.probe(way, now);
-            self.outputs.push_back(Output::Probe { way, txid });
+            self.outputs.push_back(Output::Probe { way, txid, len: 0 });
             let Some(path) = self.paths.get_mut(&way) else { continue };
             path.next_probe = now
                 + match path.state {
@@ -644,9 +724,10 @@ impl Agent {
 }
 
 impl Path {
-    fn new(way: Way, now: Instant) -> Self {
+    fn new(way: Way, wanted: u16, now: Instant) -> Self {
         Self {
             way,
+            mtu: Search::new(wanted),
             state: State::Probing,
             since: now,
             estimate: Estimate::default(),
@@ -666,6 +747,23 @@ impl Path {
             Way::Direct(hop) => score::class(hop),
         };
         Some((self.estimate.cost()? + class.cost).saturating_sub(class.bonus))
+    }
+
+    /// The longest datagram for the peer that it takes, as far as is known.
+    pub fn datagram(&self) -> u16 {
+        self.mtu.usable()
+    }
+
+    /// A stream has no longest datagram; everything else is measured.
+    fn measure_mtu(&mut self, now: Instant) {
+        if !matches!(self.way, Way::Direct(Hop::Tunnel { .. })) {
+            self.mtu.begin(now);
+        }
+    }
+
+    /// After this a probe counts as unanswered.
+    fn patience(&self) -> Duration {
+        self.estimate.timeout().map_or(UNKNOWN_RTT, |rto| rto.max(PATIENCE))
     }
 
     /// Probes that were answered.

@@ -240,7 +240,7 @@ impl Sessions {
 }
 
 impl Peer {
-    pub(crate) fn new(keys: NodeKeys, kind: Kind, txid: u64) -> Self {
+    pub(crate) fn new(keys: NodeKeys, kind: Kind, txid: u64, datagram: u16) -> Self {
         Self {
             node: keys.node(),
             keys,
@@ -248,7 +248,7 @@ impl Peer {
             bootstrap: BTreeSet::new(),
             handshake: None,
             sessions: Sessions::default(),
-            agent: path::Agent::new(txid),
+            agent: path::Agent::new(txid, datagram),
             attributes: None,
             endpoints: Endpoints::default(),
             traffic: None,

@@ -334,24 +334,26 @@ fn mss_at(header: &[u8]) -> Option<usize> {
 }
 
 /// The ICMP error that tells the sender of `original` that only `mtu` bytes fit: ICMPv4 "fragmentation
-/// needed" (RFC 1191) or ICMPv6 "packet too big" (RFC 8201), from `ours`, an address of the packet's family.
+/// needed" (RFC 1191) or ICMPv6 "packet too big" (RFC 8201).
+///
+/// It comes from the address that the packet was for: hosts drop as a martian what claims to be from one of their own.
 ///
 /// `None` where RFC 1122 §3.2.2 and RFC 4443 §2.4 forbid an answer: to ICMP errors, multicast, broadcast,
 /// later fragments, and sources that are not one host.
-pub fn packet_too_big(original: &[u8], mtu: usize, ours: IpAddr) -> Option<Vec<u8>> {
+pub fn packet_too_big(original: &[u8], mtu: usize) -> Option<Vec<u8>> {
     let header = Header::parse(original)?;
     let original = original.get(..header.total_len)?;
     if !header.has_transport() || is_icmp_error(&header, original) {
         return None;
     }
-    match (header.src, header.dst, ours) {
-        (IpAddr::V4(src), IpAddr::V4(dst), IpAddr::V4(ours)) => {
+    match (header.src, header.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let answerable = is_one_host_v4(src) && !dst.is_multicast() && !dst.is_broadcast();
-            answerable.then(|| too_big_v4(original, mtu, ours, src)).flatten()
+            answerable.then(|| too_big_v4(original, mtu, dst, src)).flatten()
         }
-        (IpAddr::V6(src), IpAddr::V6(dst), IpAddr::V6(ours)) => {
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
             let answerable = !src.is_unspecified() && !src.is_multicast() && !dst.is_multicast();
-            answerable.then(|| too_big_v6(original, mtu, ours, src)).flatten()
+            answerable.then(|| too_big_v6(original, mtu, dst, src)).flatten()
         }
         _ => None,
     }

@@ -149,7 +149,8 @@ impl Node {
 
     /// What a look-at command shows as JSON.
     pub fn json(&self, command: &str) -> serde_json::Value {
-        let output = self.cli(&[command, "-o", "json"]);
+        let words: Vec<&str> = command.split(' ').chain(["-o", "json"]).collect();
+        let output = self.cli(&words);
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("JSON")
     }

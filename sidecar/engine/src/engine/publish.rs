@@ -3,23 +3,16 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 
 use ipnet::IpNet;
-use wire::{
-    certificate::Prefix,
-    datagram::{DATA_OVERHEAD, TRANSIT_LEN},
-    id::NodeId,
-};
+use wire::{certificate::Prefix, datagram::DATA_OVERHEAD, id::NodeId};
 
 use super::Engine;
 use crate::{
-    fib::{Fib, Forward, Link, Local, NextHop, PeerEntry},
+    fib::{Fib, Forward, Link, Local, PeerEntry},
     path::{self, State, Way},
     peer::Kind,
     routing::topology::Member,
     snapshot::{self, Live, PathState, PeerState, RouteState, ServerState, Snapshot},
 };
-
-/// What a datagram may hold on any underlay that we were not told otherwise of: 1500 less IPv6 and UDP headers.
-const UNDERLAY: u16 = 1452;
 
 impl Engine {
     /// The fast path's tables of this moment.
@@ -112,9 +105,7 @@ impl Engine {
         let next_hop = way.and_then(|way| self.next_hop(node, way));
         let bicast =
             peer.and_then(|peer| peer.agent.bicast()).and_then(|way| self.next_hop(node, way));
-        let relayed = next_hop.as_ref().is_none_or(NextHop::is_relayed) || bicast.is_some();
-        let overhead = DATA_OVERHEAD + if relayed { TRANSIT_LEN } else { 0 };
-        let fits = UNDERLAY - u16::try_from(overhead).unwrap_or(0);
+        let fits = peer.map_or(self.config.mtu, |peer| packet_in(peer.agent.datagram()));
         let allowed: Arc<[IpNet]> = self.allowed(node).into();
         let before = self.entries.get(&node);
         let entry = PeerEntry {
@@ -289,7 +280,7 @@ impl Engine {
                     rtt: path.estimate.rtt(),
                     rtt_var: path.estimate.variation(),
                     loss: path.loss(),
-                    mtu: None,
+                    mtu: Some(packet_in(path.datagram())),
                     score: path.score(),
                     since: path.since,
                 })
@@ -310,6 +301,11 @@ impl Engine {
         let named = members.iter().find(|(_, member)| member.body.hostname == name);
         named.or_else(|| members.iter().find(|(node, _)| by_id(node))).map(|(node, _)| *node)
     }
+}
+
+/// The longest IP packet in a datagram of `len` bytes.
+fn packet_in(len: u16) -> u16 {
+    len.saturating_sub(DATA_OVERHEAD as u16)
 }
 
 fn net(prefix: &Prefix) -> Option<IpNet> {

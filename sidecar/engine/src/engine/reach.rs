@@ -29,6 +29,14 @@ const RECENT: Duration = Duration::from_secs(30);
 /// A suspect path without another one for this long: the peer may have restarted, so INIT is said again.
 const LOST: Duration = Duration::from_millis(300);
 
+/// A probe to send.
+struct Ask {
+    txid: u64,
+    /// Of the whole probe; 0 is the shortest.
+    len: u16,
+    ttl: Option<u8>,
+}
+
 impl Engine {
     /// Sends what a peer's path agent wants sent, and publishes what it chose.
     pub(super) fn drain_agent(&mut self, node: NodeId, now: Instant) {
@@ -36,7 +44,10 @@ impl Engine {
         while let Some(output) = self.peers.get_mut(&node).and_then(|peer| peer.agent.poll_output())
         {
             match output {
-                path::Output::Probe { way, txid } => self.send_probe(node, way, txid, None, now),
+                path::Output::Probe { way, txid, len } => {
+                    self.send_probe(node, way, Ask { txid, len, ttl: None }, now);
+                }
+                path::Output::Resized => changed = true,
                 path::Output::Changed { before, after, reason } => {
                     changed = true;
                     self.on_path_changed(node, before, after, reason, now);
@@ -104,17 +115,24 @@ impl Engine {
         }
     }
 
-    fn send_probe(&mut self, node: NodeId, way: Way, txid: u64, ttl: Option<u8>, now: Instant) {
+    fn send_probe(&mut self, node: NodeId, way: Way, ask: Ask, now: Instant) {
         let Some(session) = self.peers.get(&node).and_then(|peer| peer.sessions.sending()) else {
             return;
         };
         let micros = self.micros(now);
-        let mut probe =
-            Probe::encode(ProbeOp::Ask, 0, session.remote_index(), txid, micros, None, 0);
+        let mut probe = Probe::encode(
+            ProbeOp::Ask,
+            0,
+            session.remote_index(),
+            ask.txid,
+            micros,
+            None,
+            ask.len.into(),
+        );
         session.sign_probe(&mut probe);
         let Some(next) = self.next_hop(node, way) else { return };
         let (hop, bytes) = next.wrap(self.me.short(), probe);
-        self.transmits.push_back(Transmit { hop, bytes, ttl });
+        self.transmits.push_back(Transmit { hop, bytes, ttl: ask.ttl });
     }
 
     pub(super) fn on_probe(&mut self, arrival: Arrival, probe: &Probe<'_>, now: Instant) {
@@ -144,7 +162,7 @@ impl Engine {
                     probe.txid,
                     probe.sender_time,
                     seen,
-                    probe.bytes.len(),
+                    0,
                 );
                 session.sign_probe(&mut ack);
                 self.reply(arrival, ack);
@@ -261,7 +279,7 @@ impl Engine {
                     return;
                 }
                 let txid = state.agent.probe(way, now);
-                self.send_probe(peer, way, txid, ttl, now);
+                self.send_probe(peer, way, Ask { txid, len: 0, ttl }, now);
                 self.arm_peer(peer);
             }
             punch::Output::Request { peer } => {

@@ -50,7 +50,8 @@ impl Engine {
         }
         if !self.peers.contains_key(&node) {
             let txid = self.rng.next_u64();
-            self.peers.insert(node, Peer::new(keys, kind, txid));
+            let datagram = self.longest_datagram();
+            self.peers.insert(node, Peer::new(keys, kind, txid, datagram));
             self.by_short.insert(node.short(), node);
         }
         self.peers.get_mut(&node)

@@ -21,15 +21,26 @@ struct World {
     changes: Vec<(u64, Option<Way>, Reason)>,
     /// Data goes out all the time; it comes back if this way lives.
     data: bool,
+    /// What the network lets through.
+    longest: u16,
 }
 
 impl World {
     fn new() -> Self {
         let start = Instant::now();
-        let mut agent = Agent::new(0);
+        let mut agent = Agent::new(0, 1353);
         agent.set_active(true, start);
         let (answers, changes) = (Vec::new(), Vec::new());
-        Self { agent, now: start, start, rtt: BTreeMap::new(), answers, changes, data: false }
+        Self {
+            agent,
+            now: start,
+            start,
+            rtt: BTreeMap::new(),
+            answers,
+            changes,
+            data: false,
+            longest: 1500,
+        }
     }
 
     fn run(&mut self, time: Duration) {
@@ -55,11 +66,14 @@ impl World {
             }
             while let Some(output) = self.agent.poll_output() {
                 match output {
-                    Output::Probe { way, txid } => {
-                        if let Some(&rtt) = self.rtt.get(&way) {
+                    Output::Probe { way, txid, len } => {
+                        if let Some(&rtt) = self.rtt.get(&way)
+                            && len <= self.longest
+                        {
                             self.answers.push((now + rtt, txid));
                         }
                     }
+                    Output::Resized => {}
                     Output::Changed { after, reason, .. } => {
                         let at = now.saturating_duration_since(self.start).as_millis() as u64;
                         self.changes.push((at, after, reason));
@@ -163,6 +177,23 @@ fn a_path_that_comes_back_is_primary_again_without_having_been_left() {
 
     assert_eq!(world.agent.path(direct()).unwrap().state, State::Primary);
     assert_eq!(world.changes.last().unwrap().2, Reason::Recovered);
+}
+
+#[test]
+fn a_path_that_narrows_under_data_shrinks_the_datagrams_within_a_second() {
+    let mut world = World::established();
+    assert_eq!(world.agent.datagram(), 1353);
+
+    world.longest = 1250;
+    for _ in 0..1000 {
+        let now = world.now;
+        world.agent.traffic(Some(now), None, now);
+        world.run(ms(1));
+    }
+
+    assert!(world.agent.datagram() <= 1250, "{}", world.agent.datagram());
+    assert_eq!(world.agent.primary(), Some(direct()));
+    assert_eq!(world.changes, []);
 }
 
 #[test]
