@@ -44,7 +44,7 @@ use crate::{
     config::Config,
     drops::{DropReason, Drops},
     event::{Event, Host, Input, Notice, NoticeKind, Socket, Transmit},
-    fib::{PeerEntry, Routes},
+    fib::{PeerEntry, Routes, TrafficCounts},
     hold::Hold,
     link::Link,
     nat::{Discovery, Family},
@@ -126,6 +126,8 @@ pub struct Engine {
     rib: Rib,
     claim: Option<(std::net::Ipv4Addr, u64)>,
     spf_runs: u64,
+    /// Traffic, direct and relayed, with members whose entries are gone.
+    gone: (TrafficCounts, TrafficCounts),
     left: bool,
 
     nat: Discovery,
@@ -207,6 +209,7 @@ impl Engine {
             rib: Rib::default(),
             claim: None,
             spf_runs: 0,
+            gone: Default::default(),
             left: false,
             nat: Discovery::default(),
             punch: Coordinator::new(me, now),

@@ -311,6 +311,21 @@ pub struct TrafficCounts {
     pub last_rx: Option<Duration>,
 }
 
+impl TrafficCounts {
+    /// Both together; the later stamps.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            tx_packets: self.tx_packets + other.tx_packets,
+            tx_bytes: self.tx_bytes + other.tx_bytes,
+            rx_packets: self.rx_packets + other.rx_packets,
+            rx_bytes: self.rx_bytes + other.rx_bytes,
+            last_tx: self.last_tx.max(other.last_tx),
+            last_rx: self.last_rx.max(other.last_rx),
+        }
+    }
+}
+
 impl Traffic {
     #[inline]
     pub fn sent(&self, packets: u64, bytes: u64, millis: u64) {

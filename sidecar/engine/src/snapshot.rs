@@ -11,7 +11,10 @@ use wire::{
     id::{NetworkId, NodeId},
 };
 
-use crate::path::addr::{Carrier, Hop};
+use crate::{
+    fib::TrafficCounts,
+    path::addr::{Carrier, Hop},
+};
 
 /// A node, whole.
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ pub struct Snapshot {
     /// Equal digests are equal databases.
     pub lsdb_digest: u64,
     pub spf_runs: u64,
+    /// What passed directly, and over relays, with members that are gone.
+    pub gone: (TrafficCounts, TrafficCounts),
     /// Deadlines, sessions, handshakes and held packets alive, for the leak test.
     pub live: Live,
 }
@@ -86,10 +91,9 @@ pub struct Peer {
     pub via: Option<NodeId>,
     pub rtt: Option<Duration>,
     pub loss: f64,
-    pub tx_packets: u64,
-    pub rx_packets: u64,
-    pub tx_bytes: u64,
-    pub rx_bytes: u64,
+    /// What passed directly, and over relays.
+    pub direct: TrafficCounts,
+    pub relayed: TrafficCounts,
     pub profile: Option<NatProfile>,
     pub since: Option<Instant>,
     pub last_error: Option<String>,

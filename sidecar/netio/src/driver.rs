@@ -9,6 +9,7 @@ mod names;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -34,7 +35,7 @@ pub use self::{
 };
 use crate::{
     netmon::Interfaces,
-    resolve::Resolver,
+    resolve::{self, Resolver},
     task::{CancellationToken, TaskGroup},
     tunnel::{TunnelEvent, Tunnels},
     worker::{Plane, PuntReceiver, Punted},
@@ -58,7 +59,7 @@ pub enum Machine {
 #[derive(Debug)]
 pub enum Command {
     Snapshot(oneshot::Sender<View>),
-    Counts(oneshot::Sender<Counts>),
+    Counts(oneshot::Sender<(Counts, Vec<(DropReason, u64)>)>),
     Events {
         since: u64,
         answer: oneshot::Sender<Vec<Recorded>>,
@@ -87,6 +88,8 @@ pub struct View {
     /// Bytes of control and of user packets that wait for the engine.
     pub punted: (usize, usize),
     pub drops: Vec<(DropReason, u64)>,
+    /// Bootstrap names that do not resolve, by number, and why.
+    pub unresolved: BTreeMap<usize, resolve::Failure>,
     pub now: Instant,
 }
 
@@ -125,6 +128,32 @@ pub struct Parts {
     pub resolver: Option<Resolver>,
     pub names: Vec<Name>,
     pub persist: mpsc::Sender<Persist>,
+    /// Told of what happens, for counting; it must not block.
+    pub observer: Observer,
+}
+
+/// Is told of what happens as it happens.
+pub struct Observer(pub Box<dyn Fn(Observed<'_>) + Send>);
+
+impl Observer {
+    /// One that is not interested.
+    pub fn none() -> Self {
+        Self(Box::new(|_| {}))
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
+/// What an observer is told.
+#[derive(Debug)]
+pub enum Observed<'a> {
+    Notice(&'a Notice),
+    /// Shortest paths were computed; how long that step of the engine took.
+    ShortestPaths(Duration),
 }
 
 /// The task.
@@ -139,6 +168,9 @@ pub struct Driver {
     interfaces: watch::Receiver<Interfaces>,
     names: names::Names,
     persist: mpsc::Sender<Persist>,
+    observer: Observer,
+    /// Bootstrap names that do not resolve, and why.
+    unresolved: BTreeMap<usize, resolve::Failure>,
     dials: BTreeMap<TunnelId, u32>,
     pings: BTreeMap<u64, oneshot::Sender<PingOutcome>>,
     next_ping: u64,
@@ -162,6 +194,8 @@ impl Driver {
             interfaces: parts.interfaces,
             names,
             persist: parts.persist,
+            observer: parts.observer,
+            unresolved: BTreeMap::new(),
             dials: BTreeMap::new(),
             pings: BTreeMap::new(),
             next_ping: 0,
@@ -197,7 +231,7 @@ impl Driver {
                 Some(command) = self.commands.recv() => self.on_command(command),
                 Some(event) = self.tunnel_events.recv() => self.on_tunnel(event),
                 punts = self.punts.receive() => self.on_punts(punts),
-                Some((index, addrs)) = self.names.resolved() => self.input(Input::Bootstrap { index, addrs }),
+                Some((index, found)) = self.names.resolved() => self.on_resolved(index, found),
                 Ok(()) = self.interfaces.changed() => {
                     self.tell_underlay();
                     self.names.again();
@@ -218,7 +252,13 @@ impl Driver {
     fn on_deadline(&mut self) {
         let now = Instant::now();
         match &mut self.machine {
-            Machine::Node(engine) => engine.handle_timeout(now),
+            Machine::Node(engine) => {
+                let before = engine.spf_runs();
+                engine.handle_timeout(now);
+                if engine.spf_runs() != before {
+                    (self.observer.0)(Observed::ShortestPaths(now.elapsed()));
+                }
+            }
             Machine::Server(server) => server.handle_timeout(now),
         }
     }
@@ -226,10 +266,28 @@ impl Driver {
     fn input(&mut self, input: Input<'_>) {
         let now = Instant::now();
         match &mut self.machine {
-            Machine::Node(engine) => engine.handle_input(input, now),
+            Machine::Node(engine) => {
+                let before = engine.spf_runs();
+                engine.handle_input(input, now);
+                if engine.spf_runs() != before {
+                    (self.observer.0)(Observed::ShortestPaths(now.elapsed()));
+                }
+            }
             Machine::Server(server) => server.handle_input(input, now),
         }
         self.drain();
+    }
+
+    fn on_resolved(&mut self, index: usize, found: Result<Vec<SocketAddr>, resolve::Failure>) {
+        match found {
+            Ok(addrs) => {
+                self.unresolved.remove(&index);
+                self.input(Input::Bootstrap { index, addrs });
+            }
+            Err(failure) => {
+                self.unresolved.insert(index, failure);
+            }
+        }
     }
 
     /// Does what the machine wants: events first, so that the data plane knows a session before the peer does.
@@ -355,13 +413,15 @@ impl Driver {
                         interfaces: self.interfaces.borrow().clone(),
                         punted: self.punts.len_bytes(),
                         drops: engine.drops().iter().collect(),
+                        unresolved: self.unresolved.clone(),
                         now,
                     });
                 }
             }
             Command::Counts(answer) => {
                 if let Machine::Server(server) = &self.machine {
-                    let _ = answer.send(server.counts());
+                    let drops = self.plane.fib().load().drops.iter().collect();
+                    let _ = answer.send((server.counts(), drops));
                 }
             }
             Command::Events { since, answer } => {
@@ -378,6 +438,7 @@ impl Driver {
                 let _ = answer.send(peer.is_some());
             }
             Command::Configure { config, names } => {
+                self.unresolved.clear();
                 self.input(Input::Configure(config));
                 self.names.set(names);
             }
@@ -407,6 +468,7 @@ impl Driver {
         // Addresses and names stay below INFO; the message says what happened without them.
         tracing::info!(kind = notice.kind.as_str(), "{}", notice.message);
         tracing::debug!(kind = notice.kind.as_str(), peer = ?notice.peer, fields = ?notice.fields, "Event");
+        (self.observer.0)(Observed::Notice(&notice));
         if self.events.len() == EVENTS_KEPT {
             self.events.pop_front();
         }

@@ -98,11 +98,13 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
             resolver: None,
             names: Vec::new(),
             persist,
+            observer: netio::driver::Observer::none(),
         },
         &group,
     );
     if let Some(addr) = args.metrics {
-        metrics::listen_server(addr, commands.clone(), &group).await?;
+        let bound = metrics::listen_server(addr, commands.clone(), &group).await?;
+        render::print(&format!("metrics {bound}"))?;
     }
     let host = match args.public_host {
         Some(host) => host,

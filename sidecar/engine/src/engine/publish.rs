@@ -95,8 +95,11 @@ impl Engine {
         let is_member = self.topology.member(node).is_some();
         let peer = self.peers.get(&node).filter(|peer| peer.kind != Kind::Server);
         if !is_member && peer.is_none() {
-            if self.entries.contains_key(&node) {
-                Arc::make_mut(&mut self.entries).remove(&node);
+            if self.entries.contains_key(&node)
+                && let Some(entry) = Arc::make_mut(&mut self.entries).remove(&node)
+            {
+                let (direct, relayed) = (entry.stats.direct.counts(), entry.stats.relayed.counts());
+                self.gone = (self.gone.0.plus(direct), self.gone.1.plus(relayed));
             }
             return;
         }
@@ -133,6 +136,11 @@ impl Engine {
             .collect()
     }
 
+    /// Shortest-path computations so far.
+    pub fn spf_runs(&self) -> u64 {
+        self.spf_runs
+    }
+
     /// The node as it is now.
     pub fn snapshot(&self, _now: Instant) -> Snapshot {
         Snapshot {
@@ -149,6 +157,7 @@ impl Engine {
             lsdb_entries: self.lsdb.len(),
             lsdb_digest: self.lsdb.root(),
             spf_runs: self.spf_runs,
+            gone: self.gone,
             live: Live {
                 timers: self.timers.len(),
                 peers: self.peers.len(),
@@ -248,10 +257,8 @@ impl Engine {
             via,
             rtt: path.and_then(|path| path.estimate.rtt()),
             loss: path.map_or(0.0, path::Path::loss),
-            tx_packets: direct.tx_packets + relayed.tx_packets,
-            rx_packets: direct.rx_packets + relayed.rx_packets,
-            tx_bytes: direct.tx_bytes + relayed.tx_bytes,
-            rx_bytes: direct.rx_bytes + relayed.rx_bytes,
+            direct,
+            relayed,
             profile: peer.and_then(|peer| peer.endpoints.profile.clone()),
             since: peer.and_then(|peer| peer.since),
             last_error: peer.and_then(|peer| peer.last_error.clone()),

@@ -7,7 +7,10 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use crate::{resolve::Resolver, task::TaskGroup};
+use crate::{
+    resolve::{Failure, Resolver},
+    task::TaskGroup,
+};
 
 /// A name that resolved is asked again after this; the resolver's cache answers until its time is up.
 const REFRESH: Duration = Duration::from_secs(60);
@@ -23,6 +26,9 @@ pub struct Name {
     pub port: u16,
 }
 
+/// Which entry, and its addresses or why there are none.
+type Found = (usize, Result<Vec<SocketAddr>, Failure>);
+
 /// The names of a node, each resolved by a task of its own.
 #[derive(Debug)]
 pub(super) struct Names {
@@ -30,8 +36,8 @@ pub(super) struct Names {
     names: Vec<Name>,
     group: TaskGroup,
     tasks: Option<TaskGroup>,
-    results: mpsc::Sender<(usize, Vec<SocketAddr>)>,
-    receiver: mpsc::Receiver<(usize, Vec<SocketAddr>)>,
+    results: mpsc::Sender<Found>,
+    receiver: mpsc::Receiver<Found>,
 }
 
 impl Names {
@@ -48,15 +54,21 @@ impl Names {
         for (index, name) in self.names.iter().cloned().enumerate() {
             let (results, resolver) = (self.results.clone(), self.resolver.clone());
             tasks.spawn_transient(format!("resolve bootstrap {index}"), async move {
+                let mut told = false;
                 loop {
                     let found = addresses(&name.host, resolver.as_ref()).await;
-                    let wait = if found.is_empty() { RETRY } else { REFRESH };
-                    if !found.is_empty() {
-                        let addrs =
-                            found.into_iter().map(|ip| SocketAddr::new(ip, name.port)).collect();
-                        if results.send((index, addrs)).await.is_err() {
-                            return Ok(());
-                        }
+                    let wait = if found.is_err() { RETRY } else { REFRESH };
+                    if let Err(error) = &found
+                        && !told
+                    {
+                        tracing::warn!(%error, "A bootstrap name does not resolve; trying again");
+                    }
+                    told = found.is_err();
+                    let place = |ips: Vec<IpAddr>| {
+                        ips.into_iter().map(|ip| SocketAddr::new(ip, name.port)).collect()
+                    };
+                    if results.send((index, found.map(place))).await.is_err() {
+                        return Ok(());
                     }
                     tokio::time::sleep(wait).await;
                 }
@@ -65,11 +77,10 @@ impl Names {
         self.tasks = Some(tasks);
     }
 
+    /// Starts anew even with the same names: whoever was configured anew knows no addresses.
     pub(super) fn set(&mut self, names: Vec<Name>) {
-        if names != self.names {
-            self.names = names;
-            self.start();
-        }
+        self.names = names;
+        self.start();
     }
 
     /// The network changed, and with it maybe the name servers.
@@ -80,21 +91,15 @@ impl Names {
         self.start();
     }
 
-    pub(super) async fn resolved(&mut self) -> Option<(usize, Vec<SocketAddr>)> {
+    pub(super) async fn resolved(&mut self) -> Option<Found> {
         self.receiver.recv().await
     }
 }
 
-async fn addresses(host: &str, resolver: Option<&Resolver>) -> Vec<IpAddr> {
+async fn addresses(host: &str, resolver: Option<&Resolver>) -> Result<Vec<IpAddr>, Failure> {
     if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return vec![ip];
+        return Ok(vec![ip]);
     }
-    let Some(resolver) = resolver else { return Vec::new() };
-    match resolver.addresses(host).await {
-        Ok(found) => found,
-        Err(error) => {
-            tracing::warn!(?error, "A bootstrap name does not resolve");
-            Vec::new()
-        }
-    }
+    let Some(resolver) = resolver else { return Err(Failure::NotFound) };
+    resolver.addresses(host).await
 }
