@@ -1,35 +1,50 @@
-//! The admin socket: a unix socket, mode 0600, where the command line asks a running node.
+//! The admin socket, where the command line asks a running node: a unix socket of mode 0600, or TCP for whoever has a token.
 //!
-//! Requests and answers are JSON in the frames of `rpc`; the socket's mode is the gate.
+//! Requests and answers are JSON in the frames of `rpc`. Over a unix socket the mode is the gate. Over TCP the caller first
+//! asks for a nonce ([`HELLO`]) and then puts HMAC-SHA-256(token, nonce ‖ request) before each request: the token itself
+//! never travels, and a recorded request opens nothing. What is asked and answered can be read on the way.
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use config::{Admin, Secret};
 use netio::{
     driver::{Command, PingOutcome, View},
     task::TaskGroup,
 };
+use ring::hmac;
 use rpc::frame::{Failure as CallFailure, Reason};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
-    net::{UnixListener, UnixStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{mpsc, oneshot},
 };
 
 use crate::{
+    args,
     error::{Code, Failure},
+    metrics::Metrics,
+    settings, state,
     view::{self, Facts, Pong},
 };
 
-/// Service 1 (command line), method 1.
-const METHOD: u32 = 1 << 16 | 1;
+/// Service 1 (command line), method 1: a question.
+const ASK: u32 = 1 << 16 | 1;
+/// Service 1, method 2: the connection's nonce.
+const HELLO: u32 = 1 << 16 | 2;
 /// A question that moves no packet is answered within this.
 const WITHIN: Duration = Duration::from_secs(5);
+const NONCE_LEN: usize = 16;
+const MAC_LEN: usize = 32;
+/// Ports that port 0 tries, from [`config::FIRST_FREE_PORT`] upwards.
+const PORTS_TRIED: u16 = 1000;
 
 /// What the command line asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,20 +63,56 @@ pub enum Request {
     Reload,
 }
 
+impl Request {
+    /// The metric label.
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Peers => "peers",
+            Self::Paths { .. } => "paths",
+            Self::Routes => "routes",
+            Self::Node => "node",
+            Self::Nat => "nat",
+            Self::Stats => "stats",
+            Self::Events { .. } => "events",
+            Self::Ping { .. } => "ping",
+            Self::ConfigShow => "config_show",
+            Self::Reload => "config_reload",
+        }
+    }
+}
+
 /// What answers: the driver, and the facts of the process.
 #[derive(Clone, Debug)]
 pub struct Answers {
     pub commands: mpsc::Sender<Command>,
     pub facts: Arc<Facts>,
-    pub settings: Arc<serde_json::Value>,
+    pub metrics: Metrics,
     pub reload: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
 }
 
-/// Listens on `path`; the task ends with its group and removes the socket.
+/// Listens where `admin` says; the task ends with its group and removes a unix socket. Returns the address bound by TCP.
 ///
 /// # Errors
-/// When the path cannot be bound, or another node answers there.
-pub async fn listen(path: &Path, answers: Answers, group: &TaskGroup) -> Result<(), Failure> {
+/// When it cannot be bound, or another node answers there.
+pub async fn listen(
+    admin: &Admin,
+    token: Option<Secret>,
+    answers: Answers,
+    group: &TaskGroup,
+) -> Result<Option<SocketAddr>, Failure> {
+    match (admin, token) {
+        (Admin::Unix(path), _) => listen_unix(path, answers, group).await.map(|()| None),
+        (Admin::Tcp { host, port }, Some(token)) => {
+            listen_tcp(host, *port, &token, answers, group).await.map(Some)
+        }
+        (Admin::Tcp { .. }, None) => {
+            Err(Failure::usage("The admin socket has no token", "Give --admin-token-file FILE."))
+        }
+    }
+}
+
+async fn listen_unix(path: &Path, answers: Answers, group: &TaskGroup) -> Result<(), Failure> {
     let failed = |error: io::Error| {
         Failure::failed(
             format!("Cannot listen on the admin socket {}: {error}", path.display()),
@@ -77,9 +128,13 @@ pub async fn listen(path: &Path, answers: Answers, group: &TaskGroup) -> Result<
     if let Some(dir) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed)?;
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        Ok(()) | Err(_) => {}
+    match fs::symlink_metadata(path) {
+        // Only what an earlier node left is in our way, not somebody's file.
+        Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+            return Err(failed(io::ErrorKind::AlreadyExists.into()));
+        }
+        Ok(_) => fs::remove_file(path).map_err(failed)?,
+        Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
@@ -109,9 +164,84 @@ pub async fn listen(path: &Path, answers: Answers, group: &TaskGroup) -> Result<
     Ok(())
 }
 
+async fn listen_tcp(
+    host: &str,
+    port: u16,
+    token: &Secret,
+    answers: Answers,
+    group: &TaskGroup,
+) -> Result<SocketAddr, Failure> {
+    let ports = if port == 0 {
+        config::FIRST_FREE_PORT..=config::FIRST_FREE_PORT + PORTS_TRIED
+    } else {
+        port..=port
+    };
+    let mut bound = Err(io::ErrorKind::AddrInUse.into());
+    for port in ports {
+        bound = TcpListener::bind((host, port)).await;
+        if !bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+            break;
+        }
+    }
+    let failed = |error: io::Error| {
+        Failure::failed(
+            format!("Cannot listen on the admin socket {host}:{port}: {error}"),
+            "Choose another one with --admin; port 0 takes the first free one from 15888 upwards.",
+        )
+    };
+    let listener = bound.map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    let key = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes()));
+    let connections = group.child("admin connections");
+    group.spawn("admin", async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                // Out of descriptors, most likely; others may come free.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let (answers, key) = (answers.clone(), Arc::clone(&key));
+            connections.spawn_transient("admin connection", async move {
+                let mut nonce = [0; NONCE_LEN];
+                if state::random(&mut nonce).is_err() {
+                    return Ok(());
+                }
+                let handler = |method, body: Vec<u8>| {
+                    let (answers, key) = (answers.clone(), Arc::clone(&key));
+                    async move {
+                        if method == HELLO {
+                            return Ok(nonce.to_vec());
+                        }
+                        answer(answers, proven(&key, nonce, &body)?).await
+                    }
+                };
+                // A caller that hangs up is no error of ours.
+                let _ = rpc::driver::serve(stream, handler).await;
+                Ok(())
+            });
+        }
+    });
+    Ok(local)
+}
+
+/// The request, if whoever sent it has the token.
+fn proven(key: &hmac::Key, nonce: [u8; NONCE_LEN], body: &[u8]) -> Result<Vec<u8>, CallFailure> {
+    let refused = || CallFailure::new(Reason::NotAllowed, "the token is another one");
+    let (mac, request) = body.split_at_checked(MAC_LEN).ok_or_else(refused)?;
+    hmac::verify(key, &[&nonce, request].concat(), mac).map_err(|_| refused())?;
+    Ok(request.to_vec())
+}
+
 async fn answer(answers: Answers, body: Vec<u8>) -> Result<Vec<u8>, CallFailure> {
     let request: Request = serde_json::from_slice(&body)
         .map_err(|error| CallFailure::new(Reason::Malformed, format!("not a request: {error}")))?;
+    let (method, began) = (request.as_str(), Instant::now());
+    let outcome = decide(&answers, request).await;
+    answers.metrics.called(method, outcome.as_ref().err(), began.elapsed());
+    outcome
+}
+
+async fn decide(answers: &Answers, request: Request) -> Result<Vec<u8>, CallFailure> {
     let json = match request {
         Request::Status => to_json(&answers.facts.status(&answers.view().await?)),
         Request::Peers => to_json(&answers.facts.peers(&answers.view().await?)),
@@ -139,7 +269,7 @@ async fn answer(answers: Answers, body: Vec<u8>) -> Result<Vec<u8>, CallFailure>
                 }),
             }
         }
-        Request::ConfigShow => to_json(&*answers.settings),
+        Request::ConfigShow => to_json(&answers.facts.applied().settings),
         Request::Reload => {
             let (sender, receiver) = oneshot::channel();
             answers.reload.send(sender).await.map_err(|_| gone())?;
@@ -183,12 +313,15 @@ fn gone() -> CallFailure {
     CallFailure::new(Reason::Failed, "the node is shutting down")
 }
 
-/// Asks the node at `path`.
+/// Asks the node.
 ///
 /// # Errors
 /// Exit code 3 when nobody answers there.
-pub async fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T, Failure> {
-    ask_within(path, request, WITHIN).await
+pub async fn ask<T: DeserializeOwned>(
+    admin: &args::Admin,
+    request: &Request,
+) -> Result<T, Failure> {
+    ask_within(admin, request, WITHIN).await
 }
 
 /// The same with a deadline of its own.
@@ -196,18 +329,41 @@ pub async fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<
 /// # Errors
 /// Exit code 3 when nobody answers there, 4 when the answer is late.
 pub async fn ask_within<T: DeserializeOwned>(
-    path: &Path,
+    admin: &args::Admin,
     request: &Request,
     within: Duration,
 ) -> Result<T, Failure> {
-    let start = "Start one with `easynet run`, or name its socket with --admin.";
-    let no_node = |error: io::Error| {
-        Failure::new(Code::NoNode, format!("No node answers at {}: {error}", path.display()), start)
-    };
-    let mut stream = UnixStream::connect(path).await.map_err(no_node)?;
     let body =
         serde_json::to_vec(request).map_err(|error| Failure::failed(error.to_string(), ""))?;
-    match rpc::driver::call(&mut stream, METHOD, body, within).await.map_err(no_node)? {
+    let no_node = |error: io::Error| {
+        Failure::new(
+            Code::NoNode,
+            format!("No node answers at {}: {}", admin.admin, error_words(&error)),
+            "Start one with `easynet run`, or name its socket with --admin.",
+        )
+    };
+    let outcome = match &admin.admin {
+        Admin::Unix(path) => {
+            let mut stream = UnixStream::connect(path).await.map_err(no_node)?;
+            rpc::driver::call(&mut stream, ASK, body, within).await.map_err(no_node)?
+        }
+        Admin::Tcp { host, port } => {
+            let Some(file) = &admin.admin_token_file else {
+                return Err(Failure::usage(
+                    format!("{} asks for a token", admin.admin),
+                    "Name its file with --admin-token-file FILE.",
+                ));
+            };
+            let token = settings::token(file)?;
+            let connect = TcpStream::connect((host.as_str(), *port));
+            let mut stream = tokio::time::timeout(WITHIN, connect)
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                .map_err(no_node)?;
+            prove(&mut stream, &token, body, within).await.map_err(no_node)?
+        }
+    };
+    match outcome {
         Ok(body) => serde_json::from_slice(&body).map_err(|error| {
             Failure::failed(
                 format!("The node answers in another version: {error}"),
@@ -219,8 +375,39 @@ pub async fn ask_within<T: DeserializeOwned>(
             "There was no answer in time",
             "Try again, or look at `easynet doctor`.",
         )),
+        Err(failure) if failure.reason() == Reason::NotAllowed => Err(Failure::failed(
+            format!("{} refuses: {}", admin.admin, failure.message),
+            "Use the token file that the node was started with.",
+        )),
         Err(failure) => Err(Failure::failed(capital(&failure.message), "")),
     }
+}
+
+async fn prove<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    token: &Secret,
+    body: Vec<u8>,
+    within: Duration,
+) -> io::Result<rpc::calls::Outcome> {
+    let nonce = match rpc::driver::call(stream, HELLO, Vec::new(), WITHIN).await? {
+        Ok(nonce) => nonce,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let key = hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes());
+    let mac = hmac::sign(&key, &[nonce.as_slice(), &body].concat());
+    rpc::driver::call(stream, ASK, [mac.as_ref(), &body].concat(), within).await
+}
+
+fn error_words(error: &io::Error) -> String {
+    let words = [
+        (io::ErrorKind::NotFound, "there is no such socket"),
+        (io::ErrorKind::ConnectionRefused, "nobody listens there"),
+        (io::ErrorKind::PermissionDenied, "the socket is not open to this user"),
+        (io::ErrorKind::UnexpectedEof, "it hung up"),
+        (io::ErrorKind::ConnectionReset, "it hung up"),
+    ];
+    let known = words.iter().find(|(kind, _)| *kind == error.kind());
+    known.map_or_else(|| error.to_string(), |(_, words)| (*words).to_owned())
 }
 
 fn capital(text: &str) -> String {

@@ -4,7 +4,7 @@ mod look;
 mod node;
 mod server;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 use data_encoding::BASE32_NOPAD;
@@ -20,15 +20,24 @@ use crate::{
     state::{self, State},
 };
 
+/// Threads for what blocks: `nft`, now and then.
+const BLOCKING_THREADS: usize = 4;
+const STACK: usize = 256 * 1024;
+
 /// Parses the arguments, does what they say, and says how it went.
 pub fn main() -> ExitCode {
     let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
             let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            // Nothing can be said if even this fails.
-            let _ = error.print();
-            return if help { ExitCode::SUCCESS } else { ExitCode::from(2) };
+            if help || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                // Nothing can be said if even this fails.
+                let _ = error.print();
+                return if help { ExitCode::SUCCESS } else { ExitCode::from(2) };
+            }
+            let failure = usage(&error);
+            say_error(&failure);
+            return failure.exit_code();
         }
     };
     let outcome = Cli::from_arg_matches(&matches)
@@ -41,6 +50,34 @@ pub fn main() -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// What the argument parser says, as one sentence what and one what to do.
+fn usage(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let said = text.split("\nUsage:").next().unwrap_or_default();
+    let said = said.split("\nFor more information").next().unwrap_or_default();
+    let mut parts = said.trim_start_matches("error: ").split("\n\n");
+    let words = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
+    let what = parts.next().map(words).unwrap_or_default();
+    let tips: Vec<String> = parts
+        .map(words)
+        .filter(|tip| !tip.is_empty())
+        .map(|tip| tip.trim_start_matches("tip: ").to_owned())
+        .collect();
+    let tips = if tips.is_empty() { String::new() } else { format!(" ({})", tips.join("; ")) };
+    let first =
+        std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+    let help = match first {
+        Some(name) => format!("See `easynet {name} --help`."),
+        None => "See `easynet --help`.".to_owned(),
+    };
+    Failure::usage(format!("{}{tips}", capital(&what)), help)
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 
 fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
@@ -71,8 +108,9 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
             render::print(&schema)
         }
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "easynet", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "easynet", &mut script);
+            render::print(&String::from_utf8_lossy(&script))
         }
         Command::Version => render::print(&format!("easynet {}", env!("CARGO_PKG_VERSION"))),
         Command::Debug(DebugCommand::Heap { .. }) => Err(Failure::usage(
@@ -96,7 +134,11 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
 }
 
 fn key(state_dir: &std::path::Path, output: Output) -> Result<(), Failure> {
-    let identity = State::open(state_dir)?.identity()?;
+    // A node that runs here has the lock; its key can be read all the same.
+    let identity = match state::read_identity(state_dir)? {
+        Some(identity) => identity,
+        None => State::open(state_dir)?.identity()?,
+    };
     let value = serde_json::json!({"node_id": identity.node().to_string(), "k": identity.keys().to_string()});
     render::show(&value, output, |_| {
         render::pairs(&[
@@ -107,12 +149,18 @@ fn key(state_dir: &std::path::Path, output: Output) -> Result<(), Failure> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-        Failure::failed(
-            format!("Cannot start: {error}"),
-            "Check the limits on open files and processes.",
-        )
-    })
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(STACK)
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+        .map_err(|error| {
+            Failure::failed(
+                format!("Cannot start: {error}"),
+                "Check the limits on open files and processes.",
+            )
+        })
 }
 
 fn log(log: &Log) -> Result<(), Failure> {
@@ -125,6 +173,7 @@ fn log(log: &Log) -> Result<(), Failure> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false);
     match log.log_format {
         LogFormat::Text => builder.init(),
@@ -139,7 +188,7 @@ fn say_error(failure: &Failure) {
 }
 
 /// Two AEADs where the processor has AES, else one.
-fn aead() -> u32 {
+pub(crate) fn aead() -> u32 {
     #[cfg(target_arch = "x86_64")]
     let has_aes = std::arch::is_x86_feature_detected!("aes")
         && std::arch::is_x86_feature_detected!("pclmulqdq");

@@ -69,14 +69,17 @@ pub enum Command {
 /// Where the node's admin socket is.
 #[derive(Clone, Debug, Args)]
 pub struct Admin {
-    /// Unix socket of the node
+    /// Unix socket of the node, or its HOST:PORT
     #[arg(
         long,
         env = "EASYNET_ADMIN",
         default_value = "/run/easynet/easynet.sock",
-        value_name = "PATH"
+        value_name = "PATH|HOST:PORT"
     )]
-    pub admin: PathBuf,
+    pub admin: config::Admin,
+    /// File with the token that opens a HOST:PORT
+    #[arg(long, env = "EASYNET_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -122,6 +125,9 @@ pub struct Run {
     /// File with the network's secret, - for standard input (or the secret itself in EASYNET_SECRET; never an argument)
     #[arg(long, env = "EASYNET_SECRET_FILE", value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
+    /// Refused: a secret is no argument.
+    #[arg(long, hide = true, num_args = 0..=1)]
+    pub secret: Option<Option<String>>,
     /// Where to start: udp://HOST:PORT or tcp://HOST:PORT; ?k= pins the key (repeat)
     #[arg(short, long = "peer", env = "EASYNET_PEERS", value_delimiter = ',', value_name = "URL")]
     pub peers: Vec<String>,
@@ -164,9 +170,16 @@ pub struct Run {
     /// Take the configuration from a server (not there yet)
     #[arg(long, env = "EASYNET_CONFIG_SERVER", value_name = "URL")]
     pub config_server: Option<String>,
-    /// Unix socket for the command line [default: /run/easynet/easynet.sock]
-    #[arg(long, env = "EASYNET_ADMIN", value_name = "PATH")]
-    pub admin: Option<PathBuf>,
+    /// File with the token for the configuration server (not there yet)
+    #[arg(long, env = "EASYNET_CONFIG_SERVER_TOKEN_FILE", value_name = "FILE")]
+    pub config_server_token_file: Option<PathBuf>,
+    /// Where the command line connects: a unix socket, or HOST:PORT (port 0: the first free one from 15888)
+    /// with --admin-token-file [default: /run/easynet/easynet.sock]
+    #[arg(long, env = "EASYNET_ADMIN", value_name = "PATH|HOST:PORT")]
+    pub admin: Option<config::Admin>,
+    /// File with the token that a HOST:PORT asks for, 16 characters or more
+    #[arg(long, env = "EASYNET_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
     /// Keys and what is kept across restarts [default: /var/lib/easynet]
     #[arg(long, env = "EASYNET_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,

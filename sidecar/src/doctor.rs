@@ -40,7 +40,7 @@ impl Finding {
 
 /// Checks the host, and the node if one runs.
 pub async fn run(args: args::Doctor) -> Result<(), Failure> {
-    let admin = &args.look.admin.admin;
+    let admin = &args.look.admin;
     let mut findings = host();
     match ask::<view::Status>(admin, &Request::Status).await {
         Ok(status) => {

@@ -1,11 +1,23 @@
 //! Prometheus metrics and probes over HTTP.
+//!
+//! What has a state (peers, queues, memory) is read when a scraper asks; what happens (paths won, punches, calls) is counted as
+//! it happens, by [`Metrics`].
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use netio::{driver::Command, task::TaskGroup};
+use engine::event::{Notice, NoticeKind};
+use netio::{
+    driver::{Command, Observed},
+    task::TaskGroup,
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::{Registry, Unit},
 };
 use tokio::{
@@ -21,10 +33,12 @@ const MAX_REQUESTS: usize = 8;
 /// A request's head; more is none of ours.
 const MAX_HEAD: usize = 4096;
 const WITHIN: Duration = Duration::from_secs(5);
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain; charset=utf-8";
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Label {
-    state: String,
+struct State {
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -33,8 +47,9 @@ struct Reason {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Direction {
+struct Traffic {
     direction: &'static str,
+    kind: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -42,15 +57,134 @@ struct QueueLabel {
     queue: String,
 }
 
-/// Serves a node's metrics on `addr`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Attempt {
+    plan: String,
+    outcome: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Call {
+    method: &'static str,
+    outcome: &'static str,
+}
+
+/// What happened since the start of a node; clones count together.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    switches: Family<Reason, Counter>,
+    punches: Family<Attempt, Counter>,
+    direct: Histogram,
+    shortest_paths: Histogram,
+    calls: Family<Call, Histogram>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            switches: Family::default(),
+            punches: Family::default(),
+            // 25 ms to 51 s: a punch within a round trip, and one that took every plan.
+            direct: Histogram::new(exponential_buckets(0.025, 2.0, 12)),
+            // 10 µs to 2.6 s: three nodes, and five thousand.
+            shortest_paths: Histogram::new(exponential_buckets(0.000_01, 4.0, 10)),
+            calls: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_1, 4.0, 8))
+            }),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts what the driver saw.
+    pub fn observe(&self, observed: &Observed<'_>) {
+        match observed {
+            Observed::Notice(notice) => self.noticed(notice),
+            Observed::ShortestPaths(took) => self.shortest_paths.observe(took.as_secs_f64()),
+        }
+    }
+
+    fn noticed(&self, notice: &Notice) {
+        let field = |name: &str| {
+            notice.fields.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str())
+        };
+        if notice.kind == NoticeKind::PathPrimary {
+            let reason = field("reason").unwrap_or("unknown").to_owned();
+            self.switches.get_or_create(&Reason { reason }).inc();
+            if let Some(took) = field("after_ms").and_then(|ms| ms.parse::<f64>().ok()) {
+                self.direct.observe(took / 1000.0);
+            }
+        }
+        if notice.kind == NoticeKind::PunchEnded {
+            let label = |name| field(name).unwrap_or("unknown").to_owned();
+            let attempt = Attempt { plan: label("plan"), outcome: label("outcome") };
+            self.punches.get_or_create(&attempt).inc();
+        }
+    }
+
+    /// Counts an answered call of the command line.
+    pub fn called(
+        &self,
+        method: &'static str,
+        failure: Option<&rpc::frame::Failure>,
+        took: Duration,
+    ) {
+        let outcome = match failure.map(rpc::frame::Failure::reason) {
+            None => "ok",
+            Some(rpc::frame::Reason::Failed) => "failed",
+            Some(rpc::frame::Reason::Busy) => "busy",
+            Some(rpc::frame::Reason::Late) => "late",
+            Some(rpc::frame::Reason::NotAllowed) => "not_allowed",
+            Some(rpc::frame::Reason::Malformed) => "malformed",
+        };
+        self.calls.get_or_create(&Call { method, outcome }).observe(took.as_secs_f64());
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "path_switches",
+            "Changes of the path that carries a peer's traffic",
+            self.switches.clone(),
+        );
+        registry.register(
+            "punch_attempts",
+            "Attempts at a direct path that ended",
+            self.punches.clone(),
+        );
+        registry.register_with_unit(
+            "direct",
+            "From the first packet to a peer to the direct path",
+            Unit::Seconds,
+            self.direct.clone(),
+        );
+        registry.register_with_unit(
+            "spf",
+            "Engine steps that computed shortest paths",
+            Unit::Seconds,
+            self.shortest_paths.clone(),
+        );
+        registry.register_with_unit(
+            "rpc",
+            "Answers to the command line",
+            Unit::Seconds,
+            self.calls.clone(),
+        );
+    }
+}
+
+/// Serves a node's metrics on `addr`; the address bound.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub async fn listen(addr: SocketAddr, answers: Answers, group: &TaskGroup) -> Result<(), Failure> {
+pub async fn listen(
+    addr: SocketAddr,
+    answers: Answers,
+    group: &TaskGroup,
+) -> Result<SocketAddr, Failure> {
     serve(addr, Source::Node(answers), group).await
 }
 
-/// Serves a public server's metrics on `addr`.
+/// Serves a public server's metrics on `addr`; the address bound.
 ///
 /// # Errors
 /// When the address cannot be listened on.
@@ -58,7 +192,7 @@ pub async fn listen_server(
     addr: SocketAddr,
     commands: mpsc::Sender<Command>,
     group: &TaskGroup,
-) -> Result<(), Failure> {
+) -> Result<SocketAddr, Failure> {
     serve(addr, Source::Server(commands), group).await
 }
 
@@ -68,18 +202,20 @@ enum Source {
     Server(mpsc::Sender<Command>),
 }
 
-async fn serve(addr: SocketAddr, source: Source, group: &TaskGroup) -> Result<(), Failure> {
-    let listener = TcpListener::bind(addr).await.map_err(|error| {
+async fn serve(addr: SocketAddr, source: Source, group: &TaskGroup) -> Result<SocketAddr, Failure> {
+    let failed = |error: std::io::Error| {
         Failure::failed(
             format!("Cannot serve metrics on {addr}: {error}"),
             "Choose another address with --metrics.",
         )
-    })?;
+    };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
     let connections = group.child("metrics connections");
     group.spawn("metrics", async move {
-        let slots = std::sync::Arc::new(Semaphore::new(MAX_REQUESTS));
+        let slots = Arc::new(Semaphore::new(MAX_REQUESTS));
         loop {
-            let Ok(slot) = std::sync::Arc::clone(&slots).acquire_owned().await else {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
                 return Ok(());
             };
             let Ok((stream, _)) = listener.accept().await else {
@@ -95,7 +231,7 @@ async fn serve(addr: SocketAddr, source: Source, group: &TaskGroup) -> Result<()
             });
         }
     });
-    Ok(())
+    Ok(local)
 }
 
 async fn answer(mut stream: TcpStream, source: Source) -> std::io::Result<()> {
@@ -110,17 +246,16 @@ async fn answer(mut stream: TcpStream, source: Source) -> std::io::Result<()> {
     }
     let line = String::from_utf8_lossy(&head);
     let path = line.split_whitespace().nth(1).unwrap_or_default().to_owned();
-    let (code, body) = match path.as_str() {
-        "/livez" => ("200 OK", "ok\n".to_owned()),
-        "/readyz" if is_ready(&source).await => ("200 OK", "ok\n".to_owned()),
-        "/readyz" => ("503 Service Unavailable", "not ready\n".to_owned()),
+    let (code, kind, body) = match path.as_str() {
+        "/livez" => ("200 OK", PLAIN, "ok\n".to_owned()),
+        "/readyz" if is_ready(&source).await => ("200 OK", PLAIN, "ok\n".to_owned()),
+        "/readyz" => ("503 Service Unavailable", PLAIN, "not ready\n".to_owned()),
         "/metrics" => match text(&source).await {
-            Some(text) => ("200 OK", text),
-            None => ("503 Service Unavailable", "shutting down\n".to_owned()),
+            Some(text) => ("200 OK", OPENMETRICS, text),
+            None => ("503 Service Unavailable", PLAIN, "shutting down\n".to_owned()),
         },
-        _ => ("404 Not Found", "there is /metrics, /livez and /readyz\n".to_owned()),
+        _ => ("404 Not Found", PLAIN, "there is /metrics, /livez and /readyz\n".to_owned()),
     };
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let head = format!(
         "HTTP/1.1 {code}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
@@ -145,16 +280,19 @@ async fn text(source: &Source) -> Option<String> {
     match source {
         Source::Node(answers) => {
             let view = answers.view().await.ok()?;
+            answers.metrics.register(&mut registry);
             node(&mut registry, &answers.facts.status(&view), &answers.facts.stats(&view));
         }
         Source::Server(commands) => {
             let (sender, receiver) = oneshot::channel();
             commands.send(Command::Counts(sender)).await.ok()?;
-            let counts = receiver.await.ok()?;
+            let (counts, dropped) = receiver.await.ok()?;
             gauge(&mut registry, "networks", "Networks with members here", counts.networks);
             gauge(&mut registry, "attached", "Members attached", counts.attached);
             gauge(&mut registry, "sessions", "Sessions", counts.sessions);
             gauge(&mut registry, "lsdb_entries", "LSAs stored, unreadable", counts.lsas);
+            let dropped = dropped.iter().map(|(reason, count)| (reason.as_str(), *count));
+            drops(&mut registry, dropped);
         }
     }
     let mut process = Registry::default();
@@ -168,7 +306,7 @@ async fn text(source: &Source) -> Option<String> {
 }
 
 fn node(registry: &mut Registry, status: &view::Status, stats: &view::Stats) {
-    let peers: Family<Label, Gauge> = Family::default();
+    let peers: Family<State, Gauge> = Family::default();
     let counts = &status.peers;
     for (state, count) in [
         ("direct", counts.direct),
@@ -177,26 +315,13 @@ fn node(registry: &mut Registry, status: &view::Status, stats: &view::Stats) {
         ("connecting", counts.connecting),
         ("unreachable", counts.unreachable),
     ] {
-        peers
-            .get_or_create(&Label { state: state.to_owned() })
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        peers.get_or_create(&State { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     registry.register("peers", "Members by how they are reached", peers);
-    let packets: Family<Direction, Counter> = Family::default();
-    let bytes: Family<Direction, Counter> = Family::default();
-    for (direction, packet_count, byte_count) in
-        [("tx", stats.packets.tx, stats.bytes.tx), ("rx", stats.packets.rx, stats.bytes.rx)]
-    {
-        packets.get_or_create(&Direction { direction }).inc_by(packet_count);
-        bytes.get_or_create(&Direction { direction }).inc_by(byte_count);
-    }
-    registry.register("packets", "IP packets through the mesh", packets);
-    registry.register("bytes", "Bytes of IP packets through the mesh", bytes);
-    let drops: Family<Reason, Counter> = Family::default();
-    for (reason, count) in &stats.drops {
-        drops.get_or_create(&Reason { reason: reason.clone() }).inc_by(*count);
-    }
-    registry.register("drops", "Packets dropped, by reason", drops);
+    let help = "IP packets through the mesh";
+    registry.register("packets", help, by_direction(&stats.packets));
+    registry.register("bytes", "Bytes of IP packets through the mesh", by_direction(&stats.bytes));
+    drops(registry, stats.drops.iter().map(|(reason, count)| (reason.as_str(), *count)));
     let queues: Family<QueueLabel, Gauge> = Family::default();
     for (name, queue) in &stats.queues {
         let gauge = queues.get_or_create(&QueueLabel { queue: name.clone() });
@@ -204,6 +329,26 @@ fn node(registry: &mut Registry, status: &view::Status, stats: &view::Stats) {
     }
     registry.register("queue_length", "Bytes that wait in a queue", queues);
     gauge(registry, "lsdb_entries", "LSAs known", stats.lsdb_entries);
+    let revision = usize::try_from(status.config.revision).unwrap_or(usize::MAX);
+    gauge(registry, "config_revision", "Configurations applied since the start", revision);
+}
+
+fn by_direction(counts: &view::Directions) -> Family<Traffic, Counter> {
+    let family: Family<Traffic, Counter> = Family::default();
+    for (direction, kinds) in [("tx", counts.tx), ("rx", counts.rx)] {
+        for (kind, count) in [("direct", kinds.direct), ("relayed", kinds.relayed)] {
+            family.get_or_create(&Traffic { direction, kind }).inc_by(count);
+        }
+    }
+    family
+}
+
+fn drops<'a>(registry: &mut Registry, counts: impl Iterator<Item = (&'a str, u64)>) {
+    let drops: Family<Reason, Counter> = Family::default();
+    for (reason, count) in counts {
+        drops.get_or_create(&Reason { reason: reason.to_owned() }).inc_by(count);
+    }
+    registry.register("drops", "Packets dropped, by reason", drops);
 }
 
 fn gauge(registry: &mut Registry, name: &'static str, help: &'static str, value: usize) {

@@ -3,7 +3,7 @@
 use std::{io::Read, path::Path, str::FromStr};
 
 use clap::{ArgMatches, parser::ValueSource};
-use config::{Invalid, Origin, Partial, Secret, Settings, Sourced};
+use config::{Admin, Invalid, Origin, Partial, Secret, Settings, Sourced};
 
 use crate::{args::Run, error::Failure};
 
@@ -51,9 +51,19 @@ pub fn merge(run: &Run, matches: &ArgMatches) -> Result<Settings, Failure> {
     put!(punch, "punch", one(run.punch.as_deref())?);
     put!(transit, "transit", run.transit.then_some(true));
     put!(admin, "admin", run.admin.clone());
+    put!(admin_token_file, "admin_token_file", run.admin_token_file.clone().map(Some));
     put!(state_dir, "state_dir", run.state_dir.clone());
     put!(metrics, "metrics", run.metrics.map(Some));
-    Ok(flags.over(environment).over(file).settle())
+    let settings = flags.over(environment).over(file).settle();
+    if let Admin::Tcp { .. } = settings.admin.value
+        && settings.admin_token_file.value.is_none()
+    {
+        return Err(Failure::usage(
+            format!("The admin socket {} has no token", settings.admin.value),
+            "Give a file with one by --admin-token-file FILE; `easynet secret new` makes one.",
+        ));
+    }
+    Ok(settings)
 }
 
 /// Reads and checks a configuration file.
@@ -105,11 +115,34 @@ pub fn secret(settings: &Settings) -> Result<Secret, Failure> {
     Secret::new(&text).map_err(|Invalid(why)| Failure::usage(why, remedy))
 }
 
+/// The token that opens an admin socket over TCP.
+///
+/// # Errors
+/// When it cannot be read, or can be guessed.
+pub fn token(path: &Path) -> Result<Secret, Failure> {
+    let remedy = "Name a file with 16 characters or more; `easynet secret new` makes them.";
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::usage(format!("Cannot read the token in {}: {error}", path.display()), remedy)
+    })?;
+    let short = || Failure::usage(format!("The token in {} is too short", path.display()), remedy);
+    let token = Secret::new(&text).map_err(|_| short())?;
+    if token.expose().len() < 16 {
+        return Err(short());
+    }
+    Ok(token)
+}
+
 fn refuse(run: &Run) -> Result<(), Failure> {
+    if run.secret.is_some() {
+        return Err(Failure::usage(
+            "A secret is never an argument, since every process can read those",
+            "Write it to a file and give that by --secret-file FILE, or set EASYNET_SECRET.",
+        ));
+    }
     if run.userspace {
         return Err(Failure::usage("--userspace is not there yet", "Run with a TUN device."));
     }
-    if run.config_server.is_some() {
+    if run.config_server.is_some() || run.config_server_token_file.is_some() {
         return Err(Failure::usage(
             "--config-server is not there yet",
             "Give the configuration by --config FILE.",

@@ -24,6 +24,8 @@ use zeroize::Zeroizing;
 
 use crate::error::Failure;
 
+const KEY: &str = "node.key";
+
 /// What is kept beside the key.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -91,38 +93,18 @@ impl State {
     /// # Errors
     /// When the key is there but not one, or cannot be kept: a node with a new key at every start is a stranger each time.
     pub fn identity(&mut self) -> Result<Identity, Failure> {
-        let path = self.dir.join("node.key");
-        match fs::read(&path).map(Zeroizing::new) {
-            Ok(bytes) => {
-                let bytes: Zeroizing<[u8; 64]> =
-                    Zeroizing::new(bytes.as_slice().try_into().map_err(|_| {
-                        Failure::failed(
-                            format!(
-                                "{} is no key: it has {} bytes instead of 64",
-                                path.display(),
-                                bytes.len()
-                            ),
-                            "Restore it from a backup, or remove it to become a new node.",
-                        )
-                    })?);
-                Ok(Identity::from_bytes(&bytes))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut bytes = Zeroizing::new([0; 64]);
-                random(&mut *bytes)?;
-                write(&path, &*bytes).map_err(|error| {
-                    Failure::failed(
-                        format!("Cannot keep the node's key: {error}"),
-                        "Make room, or mend the directory.",
-                    )
-                })?;
-                Ok(Identity::from_bytes(&bytes))
-            }
-            Err(error) => Err(Failure::failed(
-                format!("Cannot read {}: {error}", path.display()),
-                "Mend its owner and mode.",
-            )),
+        if let Some(identity) = read_identity(&self.dir)? {
+            return Ok(identity);
         }
+        let mut bytes = Zeroizing::new([0; 64]);
+        random(&mut *bytes)?;
+        write(&self.dir.join(KEY), &*bytes).map_err(|error| {
+            Failure::failed(
+                format!("Cannot keep the node's key: {error}"),
+                "Make room, or mend the directory.",
+            )
+        })?;
+        Ok(Identity::from_bytes(&bytes))
     }
 
     /// The boot counter of this start, kept before it is used.
@@ -170,6 +152,31 @@ impl State {
             tracing::warn!(%error, "Could not keep the state; going on without");
         }
     }
+}
+
+/// The identity kept in a state directory, whoever has that open; `None` if there is none yet.
+///
+/// # Errors
+/// When the key is there but not one, or cannot be read.
+pub fn read_identity(dir: &Path) -> Result<Option<Identity>, Failure> {
+    let path = dir.join(KEY);
+    let bytes = match fs::read(&path).map(Zeroizing::new) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(Failure::failed(
+                format!("Cannot read {}: {error}", path.display()),
+                "Mend its owner and mode.",
+            ));
+        }
+    };
+    let bytes: Zeroizing<[u8; 64]> = Zeroizing::new(bytes.as_slice().try_into().map_err(|_| {
+        Failure::failed(
+            format!("{} is no key: it has {} bytes instead of 64", path.display(), bytes.len()),
+            "Restore it from a backup, or remove it to become a new node.",
+        )
+    })?);
+    Ok(Some(Identity::from_bytes(&bytes)))
 }
 
 /// Fills with the system's randomness.

@@ -2,14 +2,19 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
+use arc_swap::{ArcSwap, Guard};
 use engine::{
-    path::addr::Carrier,
+    path::addr::{Carrier, Hop},
     snapshot::{self, PathState, PeerState, RouteSource, RouteState, ServerState},
 };
-use netio::driver::{Recorded, View};
+use netio::{
+    driver::{Recorded, View},
+    udp::UdpSockets,
+};
 use serde::{Deserialize, Serialize};
 use wire::{
     endpoint::{Allocation, Behaviour, NatProfile, V6},
@@ -17,16 +22,39 @@ use wire::{
 };
 
 /// Facts of the process that the engine does not know.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Facts {
     pub network: String,
     pub hostname: String,
     pub tun: Option<Tun>,
     pub listeners: Vec<Listener>,
-    pub urls: Vec<String>,
+    pub sockets: Arc<UdpSockets>,
     pub started: Instant,
     pub started_at: SystemTime,
     pub source: String,
+    pub applied: ArcSwap<Applied>,
+    /// Chains of others that drop what is forwarded; `None` until looked at, or if that does not matter here.
+    pub forward_drops: ArcSwap<Option<Vec<String>>>,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// 1 at the start, one more with every change.
+    pub revision: u64,
+    pub at: SystemTime,
+    /// Key, value and origin of everything.
+    pub settings: serde_json::Value,
+    /// Where the node starts, in the order of the configuration.
+    pub starts: Vec<Start>,
+}
+
+/// A configured peer or server.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Without its key, which only makes lines long.
+    pub url: String,
+    pub pinned: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -82,6 +110,8 @@ pub struct Server {
     pub rtt_ms: Option<f64>,
     pub message: Option<String>,
     pub clock_offset_s: Option<i64>,
+    /// Its key stands in the configuration (`?k=`).
+    pub pinned: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +127,7 @@ pub struct PeerCounts {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
     pub source: String,
-    pub revision: Option<u64>,
+    pub revision: u64,
     pub applied_at: String,
 }
 
@@ -226,8 +256,15 @@ pub struct Stats {
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Directions {
-    pub tx: u64,
-    pub rx: u64,
+    pub tx: Kinds,
+    pub rx: Kinds,
+}
+
+/// By kind of path.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Kinds {
+    pub direct: u64,
+    pub relayed: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -267,6 +304,11 @@ pub fn rfc3339(at: SystemTime) -> String {
 }
 
 impl Facts {
+    /// The configuration in force.
+    pub fn applied(&self) -> Guard<Arc<Applied>> {
+        self.applied.load()
+    }
+
     fn at(&self, instant: Instant) -> String {
         rfc3339(self.started_at + instant.saturating_duration_since(self.started))
     }
@@ -281,8 +323,9 @@ impl Facts {
                 .find(|addr| addr.is_ipv4() == v4)
                 .map(|addr| addr.to_string())
         };
+        let applied = self.applied();
         let servers: Vec<Server> =
-            snapshot.servers.iter().map(|server| self.server(server)).collect();
+            snapshot.servers.iter().map(|server| server_row(server, &applied, view)).collect();
         let attached =
             servers.is_empty() || servers.iter().any(|server| server.state == "attached");
         Status {
@@ -298,34 +341,54 @@ impl Facts {
             ipv6: address(false),
             tun: self.tun.clone(),
             listeners: self.listeners.clone(),
-            conditions: conditions(view, &servers),
+            conditions: self.conditions(view, &servers),
             servers,
             peers: counts(&snapshot.peers),
             config: Config {
                 source: self.source.clone(),
-                revision: None,
-                applied_at: rfc3339(self.started_at),
+                revision: applied.revision,
+                applied_at: rfc3339(applied.at),
             },
             nat: self.nat(snapshot),
         }
     }
 
-    fn server(&self, server: &snapshot::Server) -> Server {
-        let (state, message) = match &server.state {
-            ServerState::Resolving => ("resolving", None),
-            ServerState::Connecting => ("connecting", None),
-            ServerState::Attached => ("attached", None),
-            ServerState::Refused(why) => ("refused", Some(why.clone())),
-            ServerState::Failing(why) => ("failing", Some(why.clone())),
-        };
-        Server {
-            url: self.urls.get(server.bootstrap).cloned().unwrap_or_default(),
-            node_id: server.node.map(|node| node.to_string()),
-            state: state.to_owned(),
-            rtt_ms: server.rtt.map(millis),
-            message,
-            clock_offset_s: server.clock_offset_s,
+    /// Where a hop's packets leave: the socket's address, unspecified where it is bound to all.
+    fn local(&self, hop: &Hop) -> Option<String> {
+        match *hop {
+            Hop::Udp { socket, .. } => {
+                self.sockets.table().get(&socket).map(|socket| socket.local().to_string())
+            }
+            Hop::Tunnel { .. } => None,
         }
+    }
+
+    /// What this machine, and this node's role, can do.
+    fn capabilities(&self) -> Vec<String> {
+        let mut names = vec!["chacha20-poly1305"];
+        if crate::app::aead() & wire::control::AEAD_AES != 0 {
+            names.push("aes-256-gcm");
+        }
+        if let Some(tun) = &self.tun {
+            let offload = &tun.offload;
+            names.extend(
+                [
+                    (offload.checksum, "tun-checksum"),
+                    (offload.tcp, "tun-tso"),
+                    (offload.udp, "tun-uso"),
+                    (offload.udp_gso, "udp-gso"),
+                    (offload.udp_gro, "udp-gro"),
+                ]
+                .into_iter()
+                .filter_map(|(has, name)| has.then_some(name)),
+            );
+        }
+        let applied = self.applied();
+        let rows = applied.settings.as_array().into_iter().flatten();
+        if rows.into_iter().any(|row| row["key"] == "roles.transit" && row["value"] == true) {
+            names.push("transit");
+        }
+        names.into_iter().map(str::to_owned).collect()
     }
 
     pub fn peers(&self, view: &View) -> Vec<Peer> {
@@ -351,8 +414,8 @@ impl Facts {
             via: peer.via.map(|via| via.to_string()),
             rtt_ms: peer.rtt.map(millis),
             loss: round(peer.loss),
-            tx_bytes: peer.tx_bytes,
-            rx_bytes: peer.rx_bytes,
+            tx_bytes: peer.direct.tx_bytes + peer.relayed.tx_bytes,
+            rx_bytes: peer.direct.rx_bytes + peer.relayed.rx_bytes,
             nat: peer.profile.as_ref().map(|profile| {
                 format!(
                     "{}/{}",
@@ -378,7 +441,7 @@ impl Facts {
                     id,
                     state: path_state(path.state).to_owned(),
                     carrier: carrier(path.carrier).to_owned(),
-                    local: None,
+                    local: self.local(&path.hop),
                     remote: path.hop.remote().to_string(),
                     relayed: path.via.is_some(),
                     via: path.via.map(|via| via.to_string()),
@@ -450,7 +513,7 @@ impl Facts {
             public_addresses: public,
             listeners: self.listeners.clone(),
             nat,
-            capabilities: Vec::new(),
+            capabilities: self.capabilities(),
         }
     }
 
@@ -499,7 +562,14 @@ impl Facts {
     }
 
     pub fn stats(&self, view: &View) -> Stats {
-        let peers = &view.snapshot.peers;
+        let (direct, relayed) =
+            view.snapshot.peers.iter().fold(view.snapshot.gone, |(direct, relayed), peer| {
+                (direct.plus(peer.direct), relayed.plus(peer.relayed))
+            });
+        let by_direction = |direct_tx, relayed_tx, direct_rx, relayed_rx| Directions {
+            tx: Kinds { direct: direct_tx, relayed: relayed_tx },
+            rx: Kinds { direct: direct_rx, relayed: relayed_rx },
+        };
         let (punts, data) = view.punted;
         let dropped = |name: &str| {
             view.drops
@@ -509,14 +579,18 @@ impl Facts {
         };
         let queue = |len, cap, dropped| Queue { len, cap, dropped };
         Stats {
-            packets: Directions {
-                tx: peers.iter().map(|peer| peer.tx_packets).sum(),
-                rx: peers.iter().map(|peer| peer.rx_packets).sum(),
-            },
-            bytes: Directions {
-                tx: peers.iter().map(|peer| peer.tx_bytes).sum(),
-                rx: peers.iter().map(|peer| peer.rx_bytes).sum(),
-            },
+            packets: by_direction(
+                direct.tx_packets,
+                relayed.tx_packets,
+                direct.rx_packets,
+                relayed.rx_packets,
+            ),
+            bytes: by_direction(
+                direct.tx_bytes,
+                relayed.tx_bytes,
+                direct.rx_bytes,
+                relayed.rx_bytes,
+            ),
             drops: view
                 .drops
                 .iter()
@@ -570,18 +644,95 @@ pub fn event(recorded: &Recorded) -> Event {
     }
 }
 
-fn conditions(view: &View, servers: &[Server]) -> Vec<Condition> {
-    let condition = |kind: &str, status, reason: &str, message: String| Condition {
-        kind: kind.to_owned(),
-        status,
-        reason: reason.to_owned(),
-        message,
-    };
-    let attached = servers.iter().filter(|server| server.state == "attached").count();
-    let connected = match (servers.len(), attached) {
-        (0, _) => {
-            condition("Connected", true, "Alone", "No peer or server is configured".to_owned())
+fn server_row(server: &snapshot::Server, applied: &Applied, view: &View) -> Server {
+    let start = applied.starts.get(server.bootstrap);
+    let (state, message) = match &server.state {
+        ServerState::Resolving => {
+            let why = view.unresolved.get(&server.bootstrap);
+            ("resolving", why.map(|why| format!("its name does not resolve: {why}")))
         }
+        ServerState::Connecting => ("connecting", None),
+        ServerState::Attached => ("attached", None),
+        ServerState::Refused(why) => ("refused", Some(why.clone())),
+        ServerState::Failing(why) => ("failing", Some(why.clone())),
+    };
+    Server {
+        url: start.map(|start| start.url.clone()).unwrap_or_default(),
+        node_id: server.node.map(|node| node.to_string()),
+        state: state.to_owned(),
+        rtt_ms: server.rtt.map(millis),
+        message,
+        clock_offset_s: server.clock_offset_s,
+        pinned: start.is_some_and(|start| start.pinned),
+    }
+}
+
+impl Facts {
+    fn conditions(&self, view: &View, servers: &[Server]) -> Vec<Condition> {
+        let mut conditions =
+            vec![connected(servers), host(view), addresses(view), self.listening()];
+        let unmarked = self.sockets.table().values().any(|socket| socket.is_unmarked());
+        conditions.push(if unmarked {
+            let message = "The kernel refused the mark on a socket: packets of the underlay may loop into the mesh";
+            condition("SocketsMarked", false, "Refused", message)
+        } else {
+            condition("SocketsMarked", true, "Marked", "The underlay stays out of the mesh")
+        });
+        match &**self.forward_drops.load() {
+            None => {}
+            Some(chains) if chains.is_empty() => {
+                let message = "No other firewall table drops what is forwarded";
+                conditions.push(condition("ForwardingOpen", true, "Open", message));
+            }
+            Some(chains) => {
+                let message = format!(
+                    "Firewall chains of others drop forwarded packets: {}; exports are reached only if they let them pass",
+                    chains.join(", ")
+                );
+                conditions.push(condition("ForwardingOpen", false, "Dropped", message));
+            }
+        }
+        let offset = servers
+            .iter()
+            .filter_map(|server| server.clock_offset_s)
+            .min_by_key(|offset| offset.abs());
+        if let Some(offset) = offset {
+            conditions.push(if offset.abs() > CLOCK_TOLERANCE_S {
+                let message = format!(
+                    "This machine's clock and those of the configured peers differ by {offset} s"
+                );
+                condition("ClockRight", false, "Differs", message)
+            } else {
+                condition("ClockRight", true, "Agrees", "This machine's clock agrees with others")
+            });
+        }
+        conditions
+    }
+
+    fn listening(&self) -> Condition {
+        let failed: Vec<String> = self
+            .listeners
+            .iter()
+            .filter_map(|listener| Some(format!("{}: {}", listener.url, listener.error.as_ref()?)))
+            .collect();
+        if failed.is_empty() {
+            return condition("Listening", true, "Bound", "Every listener is bound");
+        }
+        condition("Listening", false, "NotBound", failed.join("; "))
+    }
+}
+
+/// Clocks may differ by this much, in seconds, before it is worth a word.
+pub const CLOCK_TOLERANCE_S: i64 = 60;
+
+fn condition(kind: &str, status: bool, reason: &str, message: impl Into<String>) -> Condition {
+    Condition { kind: kind.to_owned(), status, reason: reason.to_owned(), message: message.into() }
+}
+
+fn connected(servers: &[Server]) -> Condition {
+    let attached = servers.iter().filter(|server| server.state == "attached").count();
+    match (servers.len(), attached) {
+        (0, _) => condition("Connected", true, "Alone", "No peer or server is configured"),
         (_, 0) => {
             let why = servers.iter().find_map(|server| server.message.clone());
             let message =
@@ -589,25 +740,30 @@ fn conditions(view: &View, servers: &[Server]) -> Vec<Condition> {
             condition("Connected", false, "NotReached", message)
         }
         (all, some) => condition("Connected", true, "Attached", format!("{some} of {all} answer")),
-    };
-    let host = if view.host.applied {
-        condition("HostConfigured", true, "Applied", "Addresses and routes are in place".to_owned())
-    } else {
-        let message = view.host.problems.join("; ");
-        condition("HostConfigured", view.host.problems.is_empty(), "Incomplete", message)
-    };
+    }
+}
+
+fn host(view: &View) -> Condition {
+    if view.host.applied {
+        return condition("HostConfigured", true, "Applied", "Addresses and routes are in place");
+    }
+    let problems = &view.host.problems;
+    let message = if problems.is_empty() { "Not done yet".to_owned() } else { problems.join("; ") };
+    condition(
+        "HostConfigured",
+        false,
+        if problems.is_empty() { "Pending" } else { "Incomplete" },
+        message,
+    )
+}
+
+fn addresses(view: &View) -> Condition {
     let conflicts = &view.snapshot.conflicts;
-    let addresses = if conflicts.is_empty() {
-        condition(
-            "AddressConflictFree",
-            true,
-            "None",
-            "No address or prefix is announced twice".to_owned(),
-        )
-    } else {
-        condition("AddressConflictFree", false, "Overlap", conflicts.join("; "))
-    };
-    vec![connected, host, addresses]
+    if conflicts.is_empty() {
+        let message = "No address or prefix is announced twice";
+        return condition("AddressConflictFree", true, "None", message);
+    }
+    condition("AddressConflictFree", false, "Overlap", conflicts.join("; "))
 }
 
 fn counts(peers: &[snapshot::Peer]) -> PeerCounts {

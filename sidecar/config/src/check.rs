@@ -71,6 +71,7 @@ impl Check {
             "transport",
             "roles",
             "admin",
+            "adminTokenFile",
             "metrics",
         ];
         let mut seen = (false, false);
@@ -95,7 +96,11 @@ impl Check {
                         partial.transit = self.value(node, "roles.transit", "true or false");
                     }
                 }
-                "admin" => partial.admin = self.text(node, "admin"),
+                "admin" => partial.admin = self.parsed(node, "admin"),
+                "adminTokenFile" => {
+                    partial.admin_token_file =
+                        self.text::<std::path::PathBuf>(node, "adminTokenFile").map(some);
+                }
                 _ => {
                     partial.metrics =
                         self.value::<std::net::SocketAddr>(node, "metrics", "HOST:PORT").map(some)

@@ -13,7 +13,8 @@ pub use self::{
     check::{Problem, parse},
     merge::{Origin, Partial, Settings, Sourced},
     value::{
-        Address4, Address6, Invalid, Listen, Mtu, P2p, PeerUrl, Punch, Scheme, Secret, schema,
+        Address4, Address6, Admin, Invalid, Listen, Mtu, P2p, PeerUrl, Punch, Scheme, Secret,
+        schema,
     },
 };
 

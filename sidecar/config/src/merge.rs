@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::value::{Address4, Address6, Listen, Mtu, P2p, PeerUrl, Punch};
+use crate::value::{Address4, Address6, Admin, Listen, Mtu, P2p, PeerUrl, Punch};
 
 /// Where a value came from; a later one beats an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +81,9 @@ settings! {
     p2p: P2p = P2p::On,
     punch: Punch = Punch::Full,
     transit: bool = false,
-    admin: PathBuf = PathBuf::from("/run/easynet/easynet.sock"),
+    admin: Admin = Admin::default(),
+    /// Opens an admin socket over TCP.
+    admin_token_file: Option<PathBuf> = None,
     metrics: Option<std::net::SocketAddr> = None,
 }
 
@@ -115,7 +117,12 @@ impl Settings {
             ("transport.p2p", self.p2p.value.to_string().into(), self.p2p.origin),
             ("transport.punch", self.punch.value.to_string().into(), self.punch.origin),
             ("roles.transit", self.transit.value.into(), self.transit.origin),
-            ("admin", self.admin.value.display().to_string().into(), self.admin.origin),
+            ("admin", self.admin.value.to_string().into(), self.admin.origin),
+            (
+                "adminTokenFile",
+                self.admin_token_file.value.as_ref().map(|path| path.display().to_string()).into(),
+                self.admin_token_file.origin,
+            ),
             (
                 "metrics",
                 self.metrics.value.map(|addr| addr.to_string()).into(),

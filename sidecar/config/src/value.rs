@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     str::FromStr,
 };
 
@@ -157,6 +158,57 @@ impl fmt::Display for Listen {
             Self::Url(Scheme::Udp, address) => write!(f, "udp://{address}"),
             Self::Url(Scheme::Tcp, address) => write!(f, "tcp://{address}"),
             Self::None => f.write_str("none"),
+        }
+    }
+}
+
+/// Where the command line connects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Admin {
+    /// A unix socket; its mode is the gate.
+    Unix(PathBuf),
+    /// TCP, for whoever has the token; port 0 takes the first free one from [`crate::FIRST_FREE_PORT`] upwards.
+    Tcp { host: String, port: u16 },
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self::Unix(PathBuf::from("/run/easynet/easynet.sock"))
+    }
+}
+
+impl FromStr for Admin {
+    type Err = Invalid;
+
+    /// What has a slash is a path, what ends in `:PORT` is not.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let wrong = |why: &str| {
+            Invalid(format!("the admin socket {text:?} {why}; write a path or HOST:PORT"))
+        };
+        if text.is_empty() {
+            return Err(wrong("is empty"));
+        }
+        if text.contains('/') {
+            return Ok(Self::Unix(PathBuf::from(text)));
+        }
+        let Some((host, port)) = text.rsplit_once(':') else {
+            return Ok(Self::Unix(PathBuf::from(text)));
+        };
+        let port = port.parse().map_err(|_| wrong("has no port from 0 to 65535"))?;
+        let host = host.trim_matches(['[', ']']);
+        if host.is_empty() {
+            return Err(wrong("names no host"));
+        }
+        Ok(Self::Tcp { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
         }
     }
 }
@@ -371,7 +423,8 @@ pub fn schema() -> serde_json::Value {
             "roles": object("what this node does for others", serde_json::json!({
                 "transit": {"type": "boolean", "description": "carry other members' traffic"},
             })),
-            "admin": text("unix socket where the command line connects"),
+            "admin": text("where the command line connects: a unix socket, or HOST:PORT with adminTokenFile"),
+            "adminTokenFile": text("the file with the token that opens an admin socket over TCP"),
             "metrics": text("HOST:PORT of the metrics endpoint"),
         },
     })
@@ -419,5 +472,18 @@ mod tests {
         assert_eq!("10.1.2.3".parse(), Ok(Address4::Fixed("10.1.2.3/32".parse().unwrap())));
         assert!("fd00::1".parse::<Address4>().is_err());
         assert_eq!("off".parse(), Ok(Address6::Off));
+    }
+
+    #[test]
+    fn an_admin_socket_is_a_path_or_a_host_and_port() {
+        let tcp = |host: &str, port| Ok(Admin::Tcp { host: host.to_owned(), port });
+        assert_eq!("/run/a:b".parse(), Ok(Admin::Unix("/run/a:b".into())));
+        assert_eq!("sock".parse(), Ok(Admin::Unix("sock".into())));
+        assert_eq!("localhost:0".parse(), tcp("localhost", 0));
+        assert_eq!("[::1]:5".parse(), tcp("::1", 5));
+        assert_eq!("[::1]:5".parse::<Admin>().unwrap().to_string(), "[::1]:5");
+        for wrong in ["", "host:", ":5", "host:70000"] {
+            assert!(wrong.parse::<Admin>().is_err(), "{wrong}");
+        }
     }
 }

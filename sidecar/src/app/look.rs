@@ -1,13 +1,10 @@
 //! The commands that look at a running node.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::{
     admin::{Request, ask, ask_within},
-    args::{Command, ConfigCommand, Events, Output, Ping, Status},
+    args::{self, Command, ConfigCommand, Events, Output, Ping, Status},
     doctor,
     error::{Code, Failure},
     render::{self, bytes, or_dash, pairs, show, table},
@@ -22,39 +19,39 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Status(args) => status(args).await,
         Command::Peers(look) => {
-            let peers: Vec<view::Peer> = ask(&look.admin.admin, &Request::Peers).await?;
+            let peers: Vec<view::Peer> = ask(&look.admin, &Request::Peers).await?;
             show(&peers, look.output, |wide| peers_table(&peers, wide))
         }
         Command::Paths(args) => {
             let request = Request::Paths { peer: args.peer };
-            let paths: Vec<view::Path> = ask(&args.look.admin.admin, &request).await?;
+            let paths: Vec<view::Path> = ask(&args.look.admin, &request).await?;
             show(&paths, args.look.output, |_| paths_table(&paths))
         }
         Command::Routes(look) => {
-            let routes: Vec<view::Route> = ask(&look.admin.admin, &Request::Routes).await?;
+            let routes: Vec<view::Route> = ask(&look.admin, &Request::Routes).await?;
             show(&routes, look.output, |_| routes_table(&routes))
         }
         Command::Node(look) => {
-            let node: view::Node = ask(&look.admin.admin, &Request::Node).await?;
+            let node: view::Node = ask(&look.admin, &Request::Node).await?;
             show(&node, look.output, |_| node_page(&node))
         }
         Command::Nat(look) => {
-            let nat: view::Nat = ask(&look.admin.admin, &Request::Nat).await?;
+            let nat: view::Nat = ask(&look.admin, &Request::Nat).await?;
             show(&nat, look.output, |_| nat_page(&nat))
         }
         Command::Stats(look) => {
-            let stats: view::Stats = ask(&look.admin.admin, &Request::Stats).await?;
+            let stats: view::Stats = ask(&look.admin, &Request::Stats).await?;
             show(&stats, look.output, |_| stats_page(&stats))
         }
         Command::Events(args) => events(args).await,
         Command::Ping(args) => ping(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Config(ConfigCommand::Show(look)) => {
-            let rows: Vec<serde_json::Value> = ask(&look.admin.admin, &Request::ConfigShow).await?;
+            let rows: Vec<serde_json::Value> = ask(&look.admin, &Request::ConfigShow).await?;
             show(&rows, look.output, |_| config_table(&rows))
         }
         Command::Config(ConfigCommand::Reload(admin)) => {
-            let message: String = ask(&admin.admin, &Request::Reload).await?;
+            let message: String = ask(&admin, &Request::Reload).await?;
             render::print(&message)
         }
         Command::Run(_)
@@ -69,7 +66,7 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
 }
 
 async fn status(args: Status) -> Result<(), Failure> {
-    let path = &args.look.admin.admin;
+    let path = &args.look.admin;
     if let Some(condition) = &args.wait {
         wait(path, condition, args.timeout).await?;
     }
@@ -78,7 +75,7 @@ async fn status(args: Status) -> Result<(), Failure> {
 }
 
 /// Waits until a condition holds; a node that is only starting is waited for too.
-async fn wait(path: &Path, condition: &str, timeout: Duration) -> Result<(), Failure> {
+async fn wait(path: &args::Admin, condition: &str, timeout: Duration) -> Result<(), Failure> {
     let usage = || {
         Failure::usage(
             format!("{condition:?} is nothing to wait for"),
@@ -141,7 +138,7 @@ async fn wait(path: &Path, condition: &str, timeout: Duration) -> Result<(), Fai
 }
 
 async fn events(args: Events) -> Result<(), Failure> {
-    let path = &args.look.admin.admin;
+    let path = &args.look.admin;
     let mut since = 0;
     loop {
         let events: Vec<view::Event> = ask(path, &Request::Events { since }).await?;
@@ -188,7 +185,7 @@ async fn ping(args: Ping) -> Result<(), Failure> {
         }
         number += 1;
         let request = Request::Ping { peer: args.peer.clone() };
-        match ask_within::<view::Pong>(&args.look.admin.admin, &request, PING_WITHIN).await {
+        match ask_within::<view::Pong>(&args.look.admin, &request, PING_WITHIN).await {
             Ok(pong) => {
                 if args.look.output == Output::Table || args.look.output == Output::Wide {
                     let way = if pong.relayed { "relayed by" } else { "direct from" };
@@ -376,8 +373,10 @@ fn nat_page(nat: &view::Nat) -> String {
 
 fn stats_page(stats: &view::Stats) -> String {
     let mut rows = vec![
-        ("packets out, in", format!("{}, {}", stats.packets.tx, stats.packets.rx)),
-        ("bytes out, in", format!("{}, {}", bytes(stats.bytes.tx), bytes(stats.bytes.rx))),
+        ("packets out", kinds(stats.packets.tx, |count| count.to_string())),
+        ("packets in", kinds(stats.packets.rx, |count| count.to_string())),
+        ("bytes out", kinds(stats.bytes.tx, bytes)),
+        ("bytes in", kinds(stats.bytes.rx, bytes)),
         ("memory", format!("{} resident", or_dash(stats.memory.rss_bytes.map(bytes)))),
         ("LSAs", stats.lsdb_entries.to_string()),
     ];
@@ -388,6 +387,10 @@ fn stats_page(stats: &view::Stats) -> String {
         stats.queues.iter().map(|(name, queue)| format!("{name} {} of {} B", queue.len, queue.cap));
     rows.push(("queues", queues.collect::<Vec<_>>().join(", ")));
     pairs(&rows)
+}
+
+fn kinds(counts: view::Kinds, show: impl Fn(u64) -> String) -> String {
+    format!("{} direct, {} relayed", show(counts.direct), show(counts.relayed))
 }
 
 fn config_table(rows: &[serde_json::Value]) -> String {

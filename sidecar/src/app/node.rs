@@ -15,10 +15,10 @@ use engine::{
     fib::Fib,
 };
 use netio::{
-    driver::{Command, Driver, HostTask, Machine, Name, Parts},
+    driver::{Command, Driver, HostTask, Machine, Name, Observer, Parts},
     netlink::FWMARK,
-    netmon,
-    port::tun::Tun,
+    netmon, nft,
+    port::tun::{Tun, TunError},
     resolve::{self, Resolver},
     task::TaskGroup,
     tunnel::{TunnelConfig, Tunnels},
@@ -34,11 +34,16 @@ use crate::{
     admin::{self, Answers},
     args::Run,
     error::Failure,
-    metrics, settings,
+    metrics::{self, Metrics},
+    render, settings,
     state::{self, State},
-    view::{self, Facts, Listener},
+    view::{self, Applied, Facts, Listener, Start},
 };
 
+/// Free ports that `--listen 0` tries for UDP.
+const PORTS_TRIED: usize = 16;
+/// Firewalls change seldom, and each look is a process.
+const FIREWALL_EVERY: Duration = Duration::from_secs(60);
 /// Shutting down may take this long before what is left is named and left.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
@@ -56,6 +61,7 @@ pub(super) async fn run(
         ));
     };
     let secret = settings::secret(&settings)?;
+    let token = settings.admin_token_file.value.as_deref().map(settings::token).transpose()?;
     let mut state = State::open(&settings.state_dir.value)?;
     for warning in state.warnings.drain(..) {
         tracing::warn!("{warning}");
@@ -71,11 +77,13 @@ pub(super) async fn run(
     let master = state.master(&network, secret.expose());
     drop(secret);
     let unix = unix_now();
-    let config = translate(&settings, &identity, &master, &mut state, &hostname, unix);
+    let boot = state.boot(unix);
+    let config = translate(&settings, &identity, &master, &state, &hostname, (boot, unix));
 
     let group = TaskGroup::new("node");
     let tun = Arc::new(Tun::open(&settings.tun.value).map_err(|error| {
-        Failure::failed(format!("Cannot make the TUN device: {error}"), "Nothing was changed.")
+        let (what, remedy) = tun_words(&error);
+        Failure::failed(what, remedy)
     })?);
     let (mark, sockets) = (Some(FWMARK), Arc::new(UdpSockets::new(Some(FWMARK))));
     let (punt_sender, punts) = punt::queue();
@@ -108,15 +116,18 @@ pub(super) async fn run(
     let resolver = Resolver::new(resolve::Config::default(), group.child("resolver"));
     let (commands, command_receiver) = mpsc::channel(netio::driver::COMMAND_BOUND);
     let (persist, persisted) = mpsc::channel(16);
+    let metrics = Metrics::default();
     let facts = Arc::new(Facts {
         network: network.clone(),
         hostname: hostname.clone(),
         tun: Some(tun_view(&tun, &sockets, settings.mtu.value.bytes())),
         listeners,
-        urls: settings.peers.value.iter().map(|peer| without_key(&peer.to_string())).collect(),
+        sockets: Arc::clone(&sockets),
         started,
         started_at: SystemTime::now(),
         source: file.as_ref().map_or_else(|| "flags".to_owned(), |path| path.display().to_string()),
+        applied: ArcSwap::from_pointee(applied(&settings, 1)),
+        forward_drops: ArcSwap::from_pointee(None),
     });
     Worker::spawn(Arc::clone(&plane), 0, &group).map_err(|error| {
         Failure::failed(
@@ -136,21 +147,24 @@ pub(super) async fn run(
             resolver: Some(resolver),
             names: names(&settings),
             persist,
+            observer: {
+                let metrics = metrics.clone();
+                Observer(Box::new(move |observed| metrics.observe(&observed)))
+            },
         },
         &group,
     );
     let (reload, reloads) = mpsc::channel(1);
-    let answers = Answers {
-        commands: commands.clone(),
-        facts: Arc::clone(&facts),
-        settings: Arc::new(shown(&settings)),
-        reload,
-    };
-    let admin_path = settings.admin.value.clone();
+    let answers =
+        Answers { commands: commands.clone(), facts: Arc::clone(&facts), metrics, reload };
     let listening = async {
-        admin::listen(&admin_path, answers.clone(), &group).await?;
+        let bound = admin::listen(&settings.admin.value, token, answers.clone(), &group).await?;
+        if let Some(addr) = bound {
+            render::print(&format!("admin {addr}"))?;
+        }
         if let Some(addr) = settings.metrics.value {
-            metrics::listen(addr, answers.clone(), &group).await?;
+            let bound = metrics::listen(addr, answers.clone(), &group).await?;
+            render::print(&format!("metrics {bound}"))?;
         }
         Ok(())
     };
@@ -158,9 +172,23 @@ pub(super) async fn run(
         stop(&group, &links, &tunnels).await;
         return Err(failure);
     }
-    let mut node =
-        Node { settings, run, matches, identity, master, hostname, unix, commands, state };
+    let mut node = Node {
+        settings,
+        run,
+        matches,
+        identity,
+        master,
+        hostname,
+        boot,
+        unix,
+        commands,
+        state,
+        facts,
+    };
     announce(&answers, &group);
+    if !node.settings.exports.value.is_empty() {
+        watch_forwarding(&node.facts, &group);
+    }
     node.serve(&group, persisted, reloads).await;
     tokio::select! {
         () = stop(&group, &links, &tunnels) => {}
@@ -186,9 +214,11 @@ struct Node {
     identity: Arc<Identity>,
     master: membership::Master,
     hostname: String,
+    boot: u32,
     unix: u64,
     commands: mpsc::Sender<Command>,
     state: State,
+    facts: Arc<Facts>,
 }
 
 impl Node {
@@ -229,16 +259,22 @@ impl Node {
         let now = &self.settings;
         let fixed = [
             ("network.name", next.network.value == now.network.value),
+            ("network.secretFile", next.secret_file.value == now.secret_file.value),
+            ("node.hostname", next.hostname.value == now.hostname.value),
             ("node.stateDir", next.state_dir.value == now.state_dir.value),
             ("node.tun", next.tun.value == now.tun.value),
             ("listen", next.listen.value == now.listen.value),
             ("admin", next.admin.value == now.admin.value),
+            ("adminTokenFile", next.admin_token_file.value == now.admin_token_file.value),
             ("metrics", next.metrics.value == now.metrics.value),
             ("exports", next.exports.value == now.exports.value),
         ];
-        if let Some((key, _)) = fixed.iter().find(|(_, same)| !same) {
+        let changed: Vec<&str> =
+            fixed.iter().filter(|(_, same)| !same).map(|(key, _)| *key).collect();
+        if !changed.is_empty() {
             return Err(format!(
-                "{key} cannot change in a running node: restart it. Nothing was changed."
+                "{} cannot change in a running node: restart it. Nothing was changed.",
+                changed.join(", ")
             ));
         }
         if next == *now {
@@ -248,14 +284,16 @@ impl Node {
             &next,
             &self.identity,
             &self.master,
-            &mut self.state,
+            &self.state,
             &self.hostname,
-            self.unix,
+            (self.boot, self.unix),
         );
         let command = Command::Configure { config: Box::new(config), names: names(&next) };
         self.commands.send(command).await.map_err(|_| "the node is shutting down".to_owned())?;
+        let revision = self.facts.applied().revision + 1;
+        self.facts.applied.store(Arc::new(applied(&next, revision)));
         self.settings = next;
-        Ok("The configuration is applied".to_owned())
+        Ok(format!("The configuration is applied, as revision {revision}"))
     }
 }
 
@@ -293,16 +331,16 @@ fn translate(
     settings: &Settings,
     identity: &Arc<Identity>,
     master: &membership::Master,
-    state: &mut State,
+    state: &State,
     hostname: &str,
-    unix: u64,
+    (boot, unix): (u32, u64),
 ) -> Config {
     let capabilities =
         if settings.transit.value { wire::certificate::CAPABILITY_TRANSIT } else { 0 };
     Config {
         identity: Arc::clone(identity),
         membership: Arc::new(master.membership(identity, hostname, capabilities)),
-        boot: state.boot(unix),
+        boot,
         hostname: hostname.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ipv4: match settings.ipv4.value {
@@ -367,14 +405,16 @@ fn listen(
         )
     };
     let mut listeners = Vec::new();
-    let mut listener =
-        |url| listeners.push(Listener { url, state: "listening".to_owned(), error: None });
+    let listening = |url| Listener { url, state: "listening".to_owned(), error: None };
     for listen in wanted {
         match *listen {
             Listen::None => {}
             Listen::Port(port) => {
                 let ports: Vec<u16> = if port == 0 {
-                    (config::FIRST_FREE_PORT..config::FIRST_FREE_PORT + 1000).collect()
+                    (config::FIRST_FREE_PORT..config::FIRST_FREE_PORT + 1000)
+                        .filter(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok())
+                        .take(PORTS_TRIED)
+                        .collect()
                 } else {
                     vec![port]
                 };
@@ -388,27 +428,36 @@ fn listen(
                     return Err(taken(&format!("UDP port {port}"), error));
                 };
                 for socket in bound {
-                    listener(view::url("udp", socket.local()));
+                    listeners.push(listening(view::url("udp", socket.local())));
                 }
                 for addr in [([0, 0, 0, 0], port).into(), ([0_u16; 8], port).into()] {
                     match tunnels.listen_tcp(addr) {
-                        Ok(local) => listener(view::url("tcp", local)),
-                        Err(error) => {
-                            tracing::warn!(%error, port = addr.port(), "Not listening on TCP")
+                        Ok(local) => listeners.push(listening(view::url("tcp", local))),
+                        Err(error)
+                            if error.kind() == std::io::ErrorKind::AddrInUse || addr.is_ipv4() =>
+                        {
+                            tracing::warn!(%error, port = addr.port(), "Not listening on TCP");
+                            listeners.push(Listener {
+                                url: view::url("tcp", addr),
+                                state: "failed".to_owned(),
+                                error: Some(error.to_string()),
+                            });
                         }
+                        // A host without IPv6 has nothing to listen on.
+                        Err(error) => tracing::debug!(%error, "Not listening on TCP over IPv6"),
                     }
                 }
             }
             Listen::Url(Scheme::Udp, addr) => {
                 let socket =
                     sockets.bind(addr).map_err(|error| taken(&format!("udp://{addr}"), error))?;
-                listener(view::url("udp", socket.local()));
+                listeners.push(listening(view::url("udp", socket.local())));
             }
             Listen::Url(Scheme::Tcp, addr) => {
                 let local = tunnels
                     .listen_tcp(addr)
                     .map_err(|error| taken(&format!("tcp://{addr}"), error))?;
-                listener(view::url("tcp", local));
+                listeners.push(listening(view::url("tcp", local)));
             }
         }
     }
@@ -436,17 +485,55 @@ fn tun_view(tun: &Tun, sockets: &UdpSockets, mtu: u16) -> view::Tun {
     }
 }
 
-fn shown(settings: &Settings) -> serde_json::Value {
-    settings
-        .rows()
-        .into_iter()
-        .map(|(key, value, origin)| serde_json::json!({"key": key, "value": value, "origin": origin.to_string()}))
-        .collect()
+fn applied(settings: &Settings, revision: u64) -> Applied {
+    let rows = settings.rows().into_iter().map(
+        |(key, value, origin)| serde_json::json!({"key": key, "value": value, "origin": origin.to_string()}),
+    );
+    let starts = settings.peers.value.iter().map(|peer| {
+        let url = config::PeerUrl { keys: None, ..peer.clone() }.to_string();
+        Start { url, pinned: peer.keys.is_some() }
+    });
+    Applied { revision, at: SystemTime::now(), settings: rows.collect(), starts: starts.collect() }
 }
 
-/// A URL without its key, which only makes lines long.
-fn without_key(url: &str) -> String {
-    url.split('?').next().unwrap_or(url).to_owned()
+/// What is wrong with the TUN device, and what to do about it, as two sentences.
+fn tun_words(error: &TunError) -> (String, String) {
+    let text = error.to_string();
+    match text.split_once(": ") {
+        Some((what, remedy)) if !matches!(error, TunError::Other { .. }) => {
+            (format!("Cannot make the TUN device: {what}"), sentence(remedy))
+        }
+        Some(_) | None => {
+            (format!("Cannot make the TUN device: {text}"), "See `easynet doctor`.".to_owned())
+        }
+    }
+}
+
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(chars).chain(['.']).collect()
+}
+
+/// Looks now and then whether somebody's firewall drops what this node forwards to its exports.
+fn watch_forwarding(facts: &Arc<Facts>, group: &TaskGroup) {
+    let facts = Arc::clone(facts);
+    group.spawn("forwarding", async move {
+        loop {
+            match nft::forward_drops().await {
+                Ok(chains) => {
+                    if !chains.is_empty()
+                        && facts.forward_drops.load().as_ref().as_ref() != Some(&chains)
+                    {
+                        tracing::warn!(?chains, "Firewall chains of others drop forwarded packets");
+                    }
+                    facts.forward_drops.store(Arc::new(Some(chains)));
+                }
+                Err(error) => tracing::debug!(%error, "Cannot look at the firewall"),
+            }
+            tokio::time::sleep(FIREWALL_EVERY).await;
+        }
+    });
 }
 
 fn machine_name() -> String {
