@@ -21,7 +21,7 @@ pub struct Config {
     pub ipv6: Ipv6Policy,
     /// Subnets reachable through this node.
     pub exports: Vec<IpNet>,
-    /// Prefixes that are never imported, whoever announces them: the host's own networks.
+    /// Prefixes that are never imported, whoever announces them, beside the networks of the host itself.
     pub protected: Vec<IpNet>,
     /// Where to start, by number; the shell resolves names and says so with
     /// [`crate::event::Input::Bootstrap`].

@@ -113,6 +113,8 @@ pub struct Engine {
     bootstraps: Vec<Entry>,
     links: BTreeMap<NodeId, Adjacency>,
     sockets: Vec<Socket>,
+    /// Networks that the host is connected to.
+    connected: Vec<IpNet>,
     next_dial: u32,
 
     lsdb: Lsdb,
@@ -197,6 +199,7 @@ impl Engine {
             bootstraps,
             links: BTreeMap::new(),
             sockets: Vec::new(),
+            connected: Vec::new(),
             next_dial: 0,
             lsdb: Lsdb::new(Limits::MEMBER),
             flood: Flood::default(),
@@ -256,6 +259,12 @@ impl Engine {
             Input::Sockets(sockets) => self.on_sockets(sockets, now),
             Input::Underlay(interfaces) => {
                 self.nat.set_interfaces(&interfaces, now);
+                let connected: Vec<IpNet> =
+                    interfaces.into_iter().flat_map(|interface| interface.addresses).collect();
+                if connected != self.connected && !self.rib.routes.is_empty() {
+                    self.throttle.request(now);
+                }
+                self.connected = connected;
                 self.underlay_changed(now);
             }
             Input::Bootstrap { index, addrs } => self.on_resolved(index, addrs, now),

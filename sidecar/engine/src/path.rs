@@ -671,8 +671,10 @@ impl Agent {
     /// Without a primary, takes the best of what is left.
     fn fall_back(&mut self, reason: Reason, now: Instant) {
         let best = self.best(Path::usable);
-        self.bicast = None;
-        self.change(best, reason, now);
+        if best.is_some() || self.primary.is_some() {
+            self.bicast = None;
+            self.change(best, reason, now);
+        }
     }
 
     fn best(&self, allowed: impl Fn(&Path) -> bool) -> Option<Way> {

@@ -332,6 +332,9 @@ impl Engine {
     /// A member is a link neighbour if the configuration names it, or if it carries other members' traffic.
     pub(super) fn link_if_neighbour(&mut self, node: NodeId, now: Instant) {
         let Some(peer) = self.peers.get(&node) else { return };
+        if peer.kind != Kind::Member || peer.sessions.sending().is_none() {
+            return;
+        }
         let named = !peer.bootstrap.is_empty();
         let transit = self.topology.member(node).is_some_and(|member| member.body.transit)
             && peer.agent.is_direct();

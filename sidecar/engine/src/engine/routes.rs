@@ -287,9 +287,12 @@ impl Engine {
             }
             self.drain_agent(node, now);
         }
-        let own = self.own_nets();
-        let rib =
-            rib::compute(self.me, &own, &self.config.protected, &self.reachable, &self.topology);
+        let own = rib::Own {
+            mesh: &self.own_nets(),
+            protected: &self.config.protected,
+            connected: &self.connected,
+        };
+        let rib = rib::compute(self.me, own, &self.reachable, &self.topology);
         self.tell_routes(&rib.routes);
         for conflict in
             rib.conflicts.iter().filter(|conflict| !self.rib.conflicts.contains(*conflict))

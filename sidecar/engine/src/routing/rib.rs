@@ -20,6 +20,18 @@ pub struct Rib {
     pub conflicts: Vec<String>,
 }
 
+/// Prefixes that this node does not import, whoever announces them.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    /// What it has in the mesh itself: its addresses and exports.
+    pub mesh: &'a [IpNet],
+    /// What its configuration protects.
+    pub protected: &'a [IpNet],
+    /// Networks that the host is connected to: importing (a part of) one would take it from the host. Single addresses
+    /// are the mesh's own business: a carrier's 100.64.0.0/10 may well contain the mesh's range.
+    pub connected: &'a [IpNet],
+}
+
 /// What a node announces, in one shape.
 fn announced(topology: &Topology) -> impl Iterator<Item = (NodeId, IpNet, RouteSource, u64, bool)> {
     topology.members().flat_map(|(node, member)| {
@@ -45,13 +57,7 @@ fn announced(topology: &Topology) -> impl Iterator<Item = (NodeId, IpNet, RouteS
 
 /// Computes all routes. Longest prefix is the FIB's matter; of equal prefixes the cheaper node is installed, of equal
 /// costs the lower NodeId, and of address claims the winner of [`super::claims::wins`].
-pub fn compute(
-    me: NodeId,
-    own: &[IpNet],
-    protected: &[IpNet],
-    reachable: &Reachable,
-    topology: &Topology,
-) -> Rib {
+pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topology) -> Rib {
     let mut by_prefix: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
     let mut since: BTreeMap<(IpNet, NodeId), u64> = BTreeMap::new();
     for (node, prefix, source, claimed, allowed) in announced(topology) {
@@ -63,7 +69,7 @@ pub fn compute(
         let refusal = if !allowed {
             Some("the node's attributes do not allow it this prefix".to_owned())
         } else {
-            never(prefix).or_else(|| overlap(prefix, protected)).or_else(|| ours(prefix, own))
+            own.refusal(prefix)
         };
         let (state, reason) = match (refusal, reach) {
             (Some(reason), _) => (RouteState::Rejected, reason),
@@ -114,28 +120,73 @@ pub fn compute(
     rib
 }
 
+impl Own<'_> {
+    fn refusal(&self, prefix: IpNet) -> Option<String> {
+        if is_special(prefix) {
+            let what = "default, loopback, link-local and multicast ranges are never imported";
+            return Some(what.to_owned());
+        }
+        let overlaps = |net: &&IpNet| net.contains(&prefix) || prefix.contains(*net);
+        let is_subnet = prefix.prefix_len() < prefix.max_prefix_len();
+        if let Some(net) = self.protected.iter().find(overlaps) {
+            return Some(format!("overlaps {net}, which the configuration protects"));
+        }
+        if let Some(net) = self.connected.iter().filter(|_| is_subnet).find(overlaps) {
+            return Some(format!("overlaps {}, a network of this host", net.trunc()));
+        }
+        let same = self.mesh.iter().any(|mine| mine.trunc() == prefix);
+        same.then(|| "this node has the same prefix".to_owned())
+    }
+}
+
 /// What is never imported, whoever announces it.
-fn never(prefix: IpNet) -> Option<String> {
+fn is_special(prefix: IpNet) -> bool {
     let address = prefix.network();
-    let refused = prefix.prefix_len() == 0
+    prefix.prefix_len() == 0
         || address.is_loopback()
         || address.is_multicast()
         || address.is_unspecified()
         || match address {
             IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_has_itself_is_not_imported() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let own = Own {
+            mesh: &[net("100.112.0.1/32"), net("10.9.0.0/24")],
+            protected: &[net("10.96.0.0/12")],
+            connected: &[net("192.168.1.7/24"), net("100.64.3.4/10")],
         };
-    refused
-        .then(|| "default, loopback, link-local and multicast ranges are never imported".to_owned())
-}
-
-fn overlap(prefix: IpNet, protected: &[IpNet]) -> Option<String> {
-    let own = protected.iter().find(|own| own.contains(&prefix) || prefix.contains(*own))?;
-    Some(format!("overlaps {own}, a network of this host"))
-}
-
-fn ours(prefix: IpNet, own: &[IpNet]) -> Option<String> {
-    own.iter()
-        .any(|mine| mine.trunc() == prefix)
-        .then(|| "this node has the same prefix".to_owned())
+        for (prefix, refused) in [
+            ("192.168.1.0/24", Some("192.168.1.0/24, a network of this host")),
+            ("192.168.1.128/25", Some("a network of this host")),
+            ("192.168.0.0/16", Some("a network of this host")),
+            ("192.168.2.0/24", None),
+            ("100.112.0.2/32", None),
+            ("100.112.0.1/32", Some("this node has")),
+            ("10.9.0.0/24", Some("this node has")),
+            ("10.100.0.0/16", Some("the configuration protects")),
+            ("10.100.0.1/32", Some("the configuration protects")),
+            ("0.0.0.0/0", Some("never imported")),
+            ("169.254.1.0/24", Some("never imported")),
+            ("fe80::/64", Some("never imported")),
+            ("fd00:1::/64", None),
+        ] {
+            let refusal = own.refusal(net(prefix));
+            match refused {
+                Some(part) => {
+                    let refusal = refusal.unwrap_or_default();
+                    assert!(refusal.contains(part), "{prefix}: {refusal}");
+                }
+                None => assert_eq!(refusal, None, "{prefix}"),
+            }
+        }
+    }
 }
