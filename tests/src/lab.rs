@@ -11,6 +11,7 @@
 //! Everything a lab makes carries its prefix and goes away with it, also after a panic; what a killed run left is swept when the
 //! next lab begins. Needs root, `ip`, `nft` and `ping`.
 
+pub mod homes;
 pub mod nat;
 pub mod node;
 
@@ -26,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::{nat::Nat, node::Node};
+pub use self::{homes::Homes, nat::Nat, node::Node};
 
 /// Labs of one process run one after the other: two cores bear no more.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -49,6 +50,8 @@ pub struct Host {
     pub namespace: String,
     /// Its address on the underlay.
     pub address: String,
+    /// Stands for `/etc/resolv.conf` there.
+    resolv_conf: Option<PathBuf>,
 }
 
 /// Hosts behind a router of their own.
@@ -129,13 +132,13 @@ impl Lab {
     /// A host on the backbone with a public address.
     pub fn public_host(&mut self, name: &str) -> Host {
         let number = self.wire(name);
-        Host { namespace: self.full(name), address: format!("198.18.{number}.2") }
+        self.bare_host(name, format!("198.18.{number}.2"))
     }
 
     /// A site: a router with that NAT, and no hosts yet.
     pub fn site(&mut self, name: &str, nat: Nat) -> Site {
         let number = self.wire(name);
-        let router = Host { namespace: self.full(name), address: format!("198.18.{number}.2") };
+        let router = self.bare_host(name, format!("198.18.{number}.2"));
         self.sh(name, "sysctl -qw net.ipv4.ip_forward=1");
         self.sh(name, "ip link add lan0 type bridge; ip link set lan0 up");
         self.sh(name, &format!("ip addr add 10.{number}.0.1/24 dev lan0"));
@@ -161,7 +164,11 @@ impl Lab {
         run_ok(&format!("ip -n {host} addr add {address}/24 dev eth0"));
         run_ok(&format!("ip -n {host} link set eth0 up"));
         run_ok(&format!("ip -n {host} route add default via 10.{}.0.1", site.number));
-        Host { namespace: host, address }
+        Host { namespace: host, address, resolv_conf: None }
+    }
+
+    fn bare_host(&self, name: &str, address: String) -> Host {
+        Host { namespace: self.full(name), address, resolv_conf: None }
     }
 
     /// Drops everything between two sites on the backbone; what goes to public hosts passes.
@@ -273,6 +280,18 @@ impl Site {
         nft(&self.router.namespace, &self.nat.rules(&self.router.address));
     }
 
+    /// Gives the router another address on the backbone, as a provider does at night.
+    pub fn change_address(&mut self, lab: &Lab) {
+        let number = self.router.address.split('.').nth(2).unwrap_or_default().to_owned();
+        let router = &self.router.namespace;
+        run_ok(&format!("ip -n {router} addr flush dev wan0"));
+        run_ok(&format!("ip -n {router} addr add 198.18.{number}.77/24 dev wan0"));
+        run_ok(&format!("ip -n {router} route add default via 198.18.{number}.1"));
+        self.router.address = format!("198.18.{number}.77");
+        self.apply_nat(lab);
+        self.reboot_nat();
+    }
+
     /// The NAT forgets all flows.
     pub fn reboot_nat(&self) {
         self.router.run("conntrack -F");
@@ -280,6 +299,24 @@ impl Site {
 }
 
 impl Host {
+    /// Has the host ask this name server, and no other, from now on.
+    pub fn set_name_server(&mut self, lab: &Lab, address: &str) {
+        let path = lab.dir().join(format!("{}.resolv.conf", self.namespace));
+        std::fs::write(&path, format!("nameserver {address}\n")).expect("a file");
+        self.resolv_conf = Some(path);
+    }
+
+    /// Gives the host another address in its LAN, as when it moves to another network.
+    pub fn change_address(&mut self, address: &str) {
+        let namespace = &self.namespace;
+        let gateway = self.run("ip -4 route show default");
+        let gateway = gateway.split_whitespace().nth(2).expect("a default route").to_owned();
+        run_ok(&format!("ip -n {namespace} addr flush dev eth0"));
+        run_ok(&format!("ip -n {namespace} addr add {address}/24 dev eth0"));
+        run_ok(&format!("ip -n {namespace} route add default via {gateway}"));
+        self.address = address.to_owned();
+    }
+
     /// Runs a shell command on the host.
     ///
     /// # Panics
@@ -314,7 +351,12 @@ impl Host {
 
     fn command(&self, command: &str) -> Command {
         let mut exec = Command::new("ip");
-        exec.args(["netns", "exec", &self.namespace, "sh", "-c", command]);
+        exec.args(["netns", "exec", &self.namespace, "sh", "-c"]);
+        // `ip netns exec` gives every command mounts of its own.
+        exec.arg(match &self.resolv_conf {
+            Some(path) => format!("mount --bind {} /etc/resolv.conf && {command}", path.display()),
+            None => command.to_owned(),
+        });
         exec
     }
 

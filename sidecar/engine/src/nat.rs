@@ -35,6 +35,10 @@ const RETRY_FIRST: Duration = Duration::from_secs(5);
 const RETRY_MOST: Duration = Duration::from_secs(300);
 /// Addresses asked in a round.
 const MAX_TARGETS: usize = 6;
+/// Peers in a row that see us elsewhere than the last round did, before another round is worth it.
+const MISMATCHES: u8 = 3;
+/// A doubted result is not asked for again within this.
+const DOUBT: Duration = Duration::from_secs(5);
 /// Largest step between two ports that still looks sequential.
 const SEQUENTIAL: u16 = 16;
 
@@ -77,6 +81,7 @@ struct Round {
     retry: Duration,
     results: Vec<(SocketAddr, SocketAddr)>,
     tested: Option<Instant>,
+    mismatches: u8,
 }
 
 /// Discovery over both families.
@@ -105,6 +110,7 @@ impl Discovery {
                     retry: RETRY_FIRST,
                     results: Vec::new(),
                     tested: None,
+                    mismatches: 0,
                 },
             );
         }
@@ -137,6 +143,33 @@ impl Discovery {
         {
             round.next = Some(now);
             round.retry = RETRY_FIRST;
+        }
+    }
+
+    /// A public server saw us there, as its answer to a probe says. If that is elsewhere than known, time and again, the
+    /// NAT has another address or port for us now.
+    pub fn observed(&mut self, seen: SocketAddr, now: Instant) {
+        let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
+        let Some(round) = self.rounds.get_mut(&Family::of(seen.ip())) else { return };
+        let independent = round.mapping(false) == Behaviour::EndpointIndependent;
+        let known = round.results.iter().any(|(_, mapped)| {
+            mapped.ip().to_canonical() == seen.ip()
+                && (!independent || mapped.port() == seen.port())
+        });
+        round.mismatches = if known { 0 } else { round.mismatches + 1 };
+        if round.mismatches >= MISMATCHES {
+            round.mismatches = 0;
+            self.restart(Family::of(seen.ip()), now);
+        }
+    }
+
+    /// A direct path died: perhaps the NAT has forgotten us, or has another address.
+    pub fn doubt(&mut self, now: Instant) {
+        for family in [Family::V4, Family::V6] {
+            let fresh = self.rounds.get(&family).and_then(|round| round.tested);
+            if fresh.is_none_or(|tested| now.saturating_duration_since(tested) >= DOUBT) {
+                self.restart(family, now);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use wire::{
     control::{Body, Endpoints, Punch},
     datagram::{Probe, ProbeOp},
-    endpoint::Candidate,
+    endpoint::{Candidate, NatProfile},
     id::NodeId,
     packet::Kind as RecordKind,
     stun::Message,
@@ -72,6 +72,9 @@ impl Engine {
         let direct = after.is_some_and(|way| way.is_direct());
         if direct && before.is_none_or(|way| !way.is_direct()) {
             self.punch.succeeded(node, now);
+        }
+        if !direct && before.is_some_and(|way| way.is_direct()) {
+            self.nat.doubt(now);
         }
         if self.links.contains_key(&node) {
             // Everybody behind this link is reached in another way now.
@@ -171,6 +174,11 @@ impl Engine {
                 let Some(peer) = self.peers.get_mut(&node) else { return };
                 if peer.agent.acknowledged(probe.txid, now).is_none() {
                     return self.drop_packet(DropReason::Replayed);
+                }
+                let by_server =
+                    peer.kind == Kind::Server && matches!(way, Way::Direct(Hop::Udp { .. }));
+                if by_server {
+                    self.nat.observed(probe.observed(), now);
                 }
                 if let Some(adjacency) = self.links.get_mut(&node) {
                     adjacency.link.heard(now);
@@ -383,35 +391,40 @@ impl Engine {
     }
 
     pub(super) fn on_stun(&mut self, bytes: &[u8], now: Instant) {
-        let before = self.nat.profile();
+        let before = (self.nat.profile(), self.nat.candidates());
         let known = Message::parse(bytes).is_some_and(|message| self.nat.answered(&message, now));
         if !known {
             return self.drop_packet(DropReason::Malformed);
         }
-        self.profile_may_have_changed(&before, now);
+        self.reachability_may_have_changed(&before, now);
     }
 
     pub(super) fn on_nat_timeout(&mut self, now: Instant) {
-        let before = self.nat.profile();
+        let before = (self.nat.profile(), self.nat.candidates());
         let (asks, ended) = self.nat.handle_timeout(&mut self.rng, now);
         for ask in asks {
             let hop = Hop::Udp { socket: ask.socket, remote: ask.to };
             self.transmits.push_back(Transmit { hop, bytes: ask.bytes, ttl: None });
         }
         if ended {
-            self.profile_may_have_changed(&before, now);
+            self.reachability_may_have_changed(&before, now);
         }
     }
 
-    fn profile_may_have_changed(&mut self, before: &wire::endpoint::NatProfile, now: Instant) {
+    fn reachability_may_have_changed(
+        &mut self,
+        before: &(NatProfile, Vec<Candidate>),
+        now: Instant,
+    ) {
         let profile = self.nat.profile();
-        if profile == *before {
+        if profile != before.0 {
+            let notice = Notice::new(NoticeKind::NatProfile, None, "NAT behaviour found")
+                .with("mapping", profile.mapping().mapping_str());
+            self.notice(notice);
+        } else if self.nat.candidates() == before.1 {
             return;
         }
         self.endpoints_revision += 1;
-        let notice = Notice::new(NoticeKind::NatProfile, None, "NAT behaviour found")
-            .with("mapping", profile.mapping().mapping_str());
-        self.notice(notice);
         self.tell_endpoints(now);
     }
 

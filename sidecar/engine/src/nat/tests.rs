@@ -96,3 +96,36 @@ fn no_answer_is_a_result_and_not_a_loop() {
     assert_eq!(alone.handle_timeout(&mut rng, Instant::now()), (Vec::new(), false));
     assert_eq!(alone.poll_timeout(), None);
 }
+
+#[test]
+fn a_nat_with_another_address_is_asked_again_once_it_was_seen_thrice() {
+    let mut seen =
+        discover(11010, "10.0.0.2", &["192.0.2.1:1", "192.0.2.2:1"], |_| Some("198.51.100.1:4000"));
+    let now = Instant::now();
+    let rested = seen.poll_timeout();
+    for _ in 0..10 {
+        seen.observed(addr("198.51.100.1:4000"), now);
+    }
+    seen.observed(addr("198.51.100.9:4000"), now);
+    seen.observed(addr("198.51.100.1:4000"), now);
+    seen.observed(addr("198.51.100.9:4000"), now);
+    seen.observed(addr("[::ffff:198.51.100.9]:4000"), now);
+    assert_eq!(seen.poll_timeout(), rested);
+
+    seen.observed(addr("198.51.100.1:4001"), now);
+
+    assert_eq!(seen.poll_timeout(), Some(now));
+}
+
+#[test]
+fn a_doubted_result_is_asked_for_again_but_not_in_a_loop() {
+    let mut seen = discover(11010, "10.0.0.2", &["192.0.2.1:1"], |_| Some("198.51.100.1:4000"));
+    let now = seen.tested().unwrap();
+    let rested = seen.poll_timeout();
+
+    seen.doubt(now + Duration::from_secs(4));
+    assert_eq!(seen.poll_timeout(), rested);
+    seen.doubt(now + Duration::from_secs(6));
+
+    assert_eq!(seen.poll_timeout(), Some(now + Duration::from_secs(6)));
+}
