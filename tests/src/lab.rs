@@ -193,12 +193,16 @@ impl Lab {
         self.nft("net", &rules);
     }
 
-    /// Drops every IPv4 packet on the backbone that is longer than `most` bytes, without a word to anybody.
+    /// The backbone carries no packet longer than `most` bytes from now on, and tells nobody.
     pub fn narrow(&self, most: u32) {
-        let rules = format!(
-            "table ip narrow {{\n chain forward {{\n  type filter hook forward priority -2;\n  ip length > {most} drop\n }}\n}}\n"
-        );
-        self.nft("net", &rules);
+        let silence = "table ip narrow {\n chain output {\n  type filter hook output priority 0;\n  icmp type destination-unreachable drop\n }\n}\n";
+        self.nft("net", silence);
+        let net = self.full("net");
+        for number in 1..=self.links {
+            // Some of the numbers are links inside sites.
+            let link = format!("ip -n {net} link set b{number} mtu {most}");
+            let _ = Command::new("sh").args(["-c", &link]).output();
+        }
     }
 
     /// Limits a site's uplink.

@@ -185,7 +185,13 @@ fn a_black_hole_for_long_packets_is_found_and_gone_around() {
     // IPv6 has no packets below 1280: they travel in pieces.
     let six = homes.b.ipv6();
     let large = homes.host_a.try_run(&format!("ping -c 3 -i 0.2 -s 1200 {six}"));
-    assert!(large.status.success(), "{}", String::from_utf8_lossy(&large.stdout));
+    assert!(
+        large.status.success(),
+        "{}{}{}",
+        String::from_utf8_lossy(&large.stdout),
+        homes.a.json("stats"),
+        homes.b.json("stats")
+    );
     let received = homes.host_a.iperf(&homes.host_b, &six, 2, "");
     assert!(received > 0.01, "{received} Gbit/s in pieces: {}", homes.b.json("stats"));
 }

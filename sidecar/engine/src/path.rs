@@ -380,10 +380,13 @@ impl Agent {
         Some(probe.way)
     }
 
-    /// A good probe of the peer came over `way`: it is worth one of ours.
-    pub fn asked(&mut self, way: Way, now: Instant) {
+    /// A good probe of the peer came over `way`: it is worth one of ours. `padded` if it asks for a length.
+    pub fn asked(&mut self, way: Way, padded: bool, now: Instant) {
         if let Some(path) = self.paths.get_mut(&way) {
             path.heard = Some(now);
+            if padded && path.acks > 0 {
+                path.mtu.hint(now);
+            }
             if path.state == State::Probing {
                 path.next_probe = path.next_probe.min(now);
                 path.probes = path.probes.min(FIRST_PROBES - 1);

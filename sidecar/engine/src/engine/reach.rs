@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use wire::{
     control::{Body, Endpoints, Punch},
-    datagram::{Probe, ProbeOp},
+    datagram::{PROBE_LEN, Probe, ProbeOp},
     endpoint::{Candidate, NatProfile},
     id::NodeId,
     packet::Kind as RecordKind,
@@ -155,7 +155,7 @@ impl Engine {
                     return self.drop_packet(DropReason::Replayed);
                 }
                 if way != Way::Relayed(node) {
-                    peer.agent.asked(way, now);
+                    peer.agent.asked(way, probe.bytes.len() > PROBE_LEN, now);
                 }
                 let seen = arrival.via.is_none().then(|| arrival.hop.remote());
                 let mut ack = Probe::encode(

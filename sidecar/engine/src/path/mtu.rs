@@ -23,8 +23,10 @@ const PRECISION: u16 = 16;
 const CONFIRM: Duration = Duration::from_secs(30);
 /// A longer one is tried again after this (`PMTU_RAISE_TIMER`).
 const RAISE: Duration = Duration::from_secs(600);
-/// Data without an answer makes us ask at once, but not more often than this.
+/// Doubt makes us ask at once, but not more often than this.
 const DOUBT: Duration = Duration::from_secs(5);
+/// So do questions of the other end, unless we asked within this: or two ends would ask for ever.
+const HINT: Duration = Duration::from_secs(1);
 
 /// The search on one way.
 #[derive(Clone, Debug)]
@@ -38,6 +40,7 @@ pub(super) struct Search {
     high: u16,
     asked: Option<Asked>,
     next: Option<Instant>,
+    last: Option<Instant>,
     doubted: Option<Instant>,
 }
 
@@ -59,6 +62,7 @@ impl Search {
             high: wanted + 1,
             asked: None,
             next: None,
+            last: None,
             doubted: None,
         }
     }
@@ -96,6 +100,14 @@ impl Search {
         let lately = self.doubted.is_some_and(|at| now.saturating_duration_since(at) < DOUBT);
         if self.asked.is_none() && !lately && self.wanted > BASE {
             self.doubted = Some(now);
+            self.next = Some(now);
+        }
+    }
+
+    /// The other end asks for lengths: it has doubts, and what was lost may have been ours.
+    pub(super) fn hint(&mut self, now: Instant) {
+        let lately = self.last.is_some_and(|at| now.saturating_duration_since(at) < HINT);
+        if self.asked.is_none() && !lately && self.wanted > BASE {
             self.next = Some(now);
         }
     }
@@ -174,6 +186,7 @@ impl Search {
 
     fn ask(&mut self, len: u16, tries: u8, now: Instant) -> Option<u16> {
         self.next = None;
+        self.last = Some(now);
         self.asked = Some(Asked { len, tries, sent: now });
         Some(len)
     }
@@ -237,7 +250,7 @@ mod tests {
         let mut now = Instant::now();
         let mut search = Search::new(1353);
         search.begin(now);
-        run(&mut search, 1472, Duration::from_secs(1), &mut now);
+        run(&mut search, 1472, Duration::from_secs(6), &mut now);
 
         search.doubt(now);
         run(&mut search, 1250, Duration::from_millis(320), &mut now);

@@ -201,7 +201,7 @@ fn strangers_addresses_are_few() {
     let mut world = World::new();
     for port in 1..100 {
         let remote = format!("198.51.100.9:{port}").parse().unwrap();
-        world.agent.asked(Way::Direct(Hop::Udp { socket: SocketId(0), remote }), world.now);
+        world.agent.asked(Way::Direct(Hop::Udp { socket: SocketId(0), remote }), false, world.now);
     }
 
     assert_eq!(world.agent.paths().count(), MAX_UNVERIFIED);
