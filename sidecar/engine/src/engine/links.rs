@@ -261,8 +261,9 @@ impl Engine {
     pub(super) fn on_registered(&mut self, node: NodeId, registered: &Registered, now: Instant) {
         let primary = self.peers.get(&node).and_then(|peer| peer.agent.primary());
         let server = match primary {
-            Some(Way::Direct(hop @ Hop::Udp { .. })) => Some(hop.remote()),
-            Some(Way::Direct(_) | Way::Relayed(_)) | None => None,
+            // Attached over a stream too: that its UDP does not answer is what tells that UDP is blocked.
+            Some(Way::Direct(hop)) => Some(hop.remote()),
+            Some(Way::Relayed(_)) | None => None,
         };
         for packed in registered
             .stun
