@@ -273,6 +273,9 @@ pub struct Doctor {
     /// Why this peer is, or is not, reached directly
     #[arg(long, value_name = "PEER")]
     pub peer: Option<String>,
+    /// Without a node: the file that it would be started with
+    #[arg(long, env = "EASYNET_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     pub look: Look,
 }

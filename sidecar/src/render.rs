@@ -67,6 +67,21 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// Cuts a text into lines of at most `width` columns, between words.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) | None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// Names and values, a line each.
 pub fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -103,6 +118,7 @@ mod tests {
 
         assert_eq!(table(&["NAME", "N"], &rows), "NAME  N\na     1\nlong  22");
         assert_eq!(table(&["NAME", "N"], &[]), "NAME  N\n(none)");
+        assert_eq!(wrap("a bb  ccc", 4), ["a bb", "ccc"]);
         assert_eq!(
             (bytes(999), bytes(1500), bytes(2_000_000)),
             ("999 B".into(), "1.5 kB".into(), "2.0 MB".into())

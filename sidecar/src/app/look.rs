@@ -25,11 +25,11 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
         Command::Paths(args) => {
             let request = Request::Paths { peer: args.peer };
             let paths: Vec<view::Path> = ask(&args.look.admin, &request).await?;
-            show(&paths, args.look.output, |_| paths_table(&paths))
+            show(&paths, args.look.output, |wide| paths_table(&paths, wide))
         }
         Command::Routes(look) => {
             let routes: Vec<view::Route> = ask(&look.admin, &Request::Routes).await?;
-            show(&routes, look.output, |_| routes_table(&routes))
+            show(&routes, look.output, |wide| routes_table(&routes, wide))
         }
         Command::Node(look) => {
             let node: view::Node = ask(&look.admin, &Request::Node).await?;
@@ -306,11 +306,15 @@ fn peers_table(peers: &[view::Peer], wide: bool) -> String {
     table(&head, &rows)
 }
 
-fn paths_table(paths: &[view::Path]) -> String {
+fn paths_table(paths: &[view::Path], wide: bool) -> String {
+    let mut head = vec!["STATE", "CARRIER", "REMOTE", "WAY", "RTT", "SCORE", "LOSS", "MTU"];
+    if wide {
+        head.extend(["LOCAL", "VIA", "JITTER", "SINCE"]);
+    }
     let rows: Vec<Vec<String>> = paths
         .iter()
         .map(|path| {
-            vec![
+            let mut row = vec![
                 path.state.clone(),
                 path.carrier.clone(),
                 path.remote.clone(),
@@ -318,28 +322,49 @@ fn paths_table(paths: &[view::Path]) -> String {
                 or_dash(path.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
                 or_dash(path.score.map(|score| format!("{score:.1}"))),
                 format!("{:.0} %", path.loss * 100.0),
-            ]
+                or_dash(path.mtu),
+            ];
+            if wide {
+                row.extend([
+                    or_dash(path.local.as_ref()),
+                    or_dash(path.via.as_ref()),
+                    or_dash(path.rtt_var_ms.map(|rtt| format!("{rtt:.1} ms"))),
+                    path.since.clone(),
+                ]);
+            }
+            row
         })
         .collect();
-    table(&["STATE", "CARRIER", "REMOTE", "WAY", "RTT", "SCORE", "LOSS"], &rows)
+    table(&head, &rows)
 }
 
-fn routes_table(routes: &[view::Route]) -> String {
+fn routes_table(routes: &[view::Route], wide: bool) -> String {
+    let mut head = vec!["PREFIX", "HOSTNAME", "METRIC", "STATE", "REASON"];
+    if wide {
+        head.extend(["VIA", "SOURCE", "NODE"]);
+    }
     let rows: Vec<Vec<String>> = routes
         .iter()
         .map(|route| {
-            vec![
+            let metric = route.metric.map(|metric| format!("{:.1} ms", f64::from(metric) / 1000.0));
+            let mut row = vec![
                 route.prefix.clone(),
                 or_dash(route.hostname.as_ref()),
-                or_dash(route.via.as_ref().map(|via| via[..via.len().min(8)].to_owned())),
-                or_dash(route.metric.map(|metric| format!("{:.1} ms", f64::from(metric) / 1000.0))),
-                route.source.clone(),
+                or_dash(metric),
                 route.state.clone(),
-                route.reason.clone(),
-            ]
+                or_dash(Some(&route.reason).filter(|reason| !reason.is_empty())),
+            ];
+            if wide {
+                row.extend([
+                    or_dash(route.via.as_ref()),
+                    route.source.clone(),
+                    route.node_id.clone(),
+                ]);
+            }
+            row
         })
         .collect();
-    table(&["PREFIX", "HOSTNAME", "VIA", "METRIC", "SOURCE", "STATE", "REASON"], &rows)
+    table(&head, &rows)
 }
 
 fn node_page(node: &view::Node) -> String {

@@ -273,7 +273,7 @@ impl Node {
             fixed.iter().filter(|(_, same)| !same).map(|(key, _)| *key).collect();
         if !changed.is_empty() {
             return Err(format!(
-                "{} cannot change in a running node: restart it. Nothing was changed.",
+                "in a running node {} cannot change: restart it. Nothing was changed.",
                 changed.join(", ")
             ));
         }
