@@ -95,20 +95,39 @@ impl Ping {
 }
 
 impl Lab {
+    /// Whether a lab can be made here.
+    ///
+    /// # Errors
+    /// One sentence that says what is missing and what to do.
+    pub fn is_possible() -> Result<(), String> {
+        let run = |script: &str| {
+            let output = Command::new("sh").args(["-c", script]).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        for (program, package) in [
+            ("ip", "iproute2"),
+            ("nft", "nftables"),
+            ("ping", "iputils-ping"),
+            ("iperf3", "iperf3"),
+        ] {
+            if !run(&format!("command -v {program}")) {
+                return Err(format!("{program} is missing: apt-get install {package}"));
+            }
+        }
+        if !run("[ \"$(id -u)\" -eq 0 ]") {
+            return Err("needs root, to make network namespaces: run it with sudo".to_owned());
+        }
+        Ok(())
+    }
+
     /// An empty world with a backbone. Waits for other labs of this process.
     ///
     /// # Panics
     /// Without root, or when a program is missing; the message says which package brings it.
     pub fn new() -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        for (program, package) in
-            [("ip", "iproute2"), ("nft", "nftables"), ("ping", "iputils-ping")]
-        {
-            let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
-            assert!(
-                found.is_ok_and(|found| found.status.success()),
-                "{program} is missing: apt-get install {package}"
-            );
+        if let Err(why) = Self::is_possible() {
+            panic!("{why}");
         }
         sweep();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);

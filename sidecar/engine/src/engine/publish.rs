@@ -149,7 +149,7 @@ impl Engine {
             addresses: self.host.addresses.clone(),
             servers: self.snapshot_servers(),
             peers: self.snapshot_peers(),
-            routes: self.rib.routes.clone(),
+            routes: self.snapshot_routes(),
             nat: self.nat.profile(),
             nat_tested: self.nat.tested(),
             candidates: self.own_candidates(),
@@ -170,6 +170,17 @@ impl Engine {
                 pulls: self.flood.waiting(),
             },
         }
+    }
+
+    /// The RIB; who is reached directly needs no other node on the way.
+    fn snapshot_routes(&self) -> Vec<snapshot::Route> {
+        let is_direct =
+            |node: &NodeId| self.peers.get(node).is_some_and(|peer| peer.agent.is_direct());
+        let mut routes = self.rib.routes.clone();
+        for route in routes.iter_mut().filter(|route| is_direct(&route.node)) {
+            route.via = None;
+        }
+        routes
     }
 
     fn snapshot_servers(&self) -> Vec<snapshot::Server> {
