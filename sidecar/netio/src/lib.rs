@@ -40,7 +40,8 @@ mod netns;
 pub mod nft;
 pub mod port;
 pub mod resolve;
-pub mod task;
 pub mod tunnel;
 pub mod udp;
 pub mod worker;
+
+pub use ::task;
