@@ -54,6 +54,7 @@ pub(crate) fn issue_attributes(root: &SigningKey, attributes: &Attributes) -> Si
     Signed { body, signature }
 }
 
+/// The body of a certificate without an end.
 pub(crate) fn identity(
     root: &SignKey,
     network: NetworkId,

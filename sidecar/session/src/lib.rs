@@ -1,7 +1,8 @@
 //! Secrets and what is done with them, pure.
 //!
 //! [`identity`] and [`membership`] are what a node is and belongs to; [`certificate`] what issuers say of
-//! it; [`handshake`] makes [`transport::Session`]s, which seal, open and authenticate everything else;
+//! it; [`issuer`] is the network's root, where one is held; [`handshake`] makes [`transport::Session`]s, which seal,
+//! open and authenticate everything else; [`feed`] is the session over which nodes are configured;
 //! [`cookie`] keeps floods of initiations away; [`lsa`] seals and signs what the network floods.
 //!
 //! This crate forbids I/O, time and chance: randomness comes from a generator that the caller seeds, time is an
@@ -13,9 +14,11 @@
 
 pub mod certificate;
 pub mod cookie;
+pub mod feed;
 pub mod freshness;
 pub mod handshake;
 pub mod identity;
+pub mod issuer;
 pub mod keys;
 pub mod lsa;
 pub mod membership;

@@ -1,11 +1,12 @@
 //! LSAs: encrypt, then sign; so servers can drop forgeries without reading anything.
 
 use chacha20poly1305::{AeadInPlace, Key, KeyInit, Tag, XChaCha20Poly1305, XNonce};
+use ed25519_dalek::SigningKey;
 use prost::Message;
 use wire::{
     certificate::Signed,
     id::NetworkId,
-    lsa::{Container, Head, LsaType, SIGNATURE_CONTEXT, TAG_LEN},
+    lsa::{Container, Head, LsaType, SIGNATURE_CONTEXT, SIGNATURE_LEN, TAG_LEN},
 };
 
 use crate::{
@@ -23,6 +24,27 @@ pub fn seal(
     clear: &[u8],
     body: &[u8],
 ) -> Option<Vec<u8>> {
+    seal_with(group, head, clear, body, |bytes| identity.sign(SIGNATURE_CONTEXT, bytes))
+}
+
+/// The same as the network's root; `head.signer` must be its key.
+pub(crate) fn seal_as_root(
+    root: &SigningKey,
+    group: &[u8; 32],
+    head: &Head,
+    clear: &[u8],
+    body: &[u8],
+) -> Option<Vec<u8>> {
+    seal_with(group, head, clear, body, |bytes| identity::sign(root, SIGNATURE_CONTEXT, bytes))
+}
+
+fn seal_with(
+    group: &[u8; 32],
+    head: &Head,
+    clear: &[u8],
+    body: &[u8],
+    sign: impl FnOnce(&[u8]) -> [u8; SIGNATURE_LEN],
+) -> Option<Vec<u8>> {
     let body_len = u16::try_from(body.len() + TAG_LEN).ok()?;
     let aad = additional(head, clear, body_len)?;
     let mut sealed = body.to_vec();
@@ -31,9 +53,19 @@ pub fn seal(
         .expect("an LSA is shorter than XChaCha20-Poly1305's limit");
     sealed.extend_from_slice(&tag);
     let mut bytes = Container::unsigned(head, clear, &sealed)?;
-    let signature = identity.sign(SIGNATURE_CONTEXT, &bytes);
+    let signature = sign(&bytes);
     bytes.extend_from_slice(&signature);
     Some(bytes)
+}
+
+/// Whether an LSA is the issuer's: signed by the network's root and of a type that only the root signs. Says nothing of
+/// the signature itself, which [`verify`] does.
+pub fn is_issued(container: &Container, network: NetworkId) -> bool {
+    let issued = match LsaType::from_byte(container.head.kind) {
+        Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) => true,
+        Some(LsaType::Node | LsaType::Link) | None => false,
+    };
+    issued && NetworkId::of(&container.head.signer) == network
 }
 
 /// Whether the container's signer made it.

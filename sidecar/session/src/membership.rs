@@ -7,14 +7,18 @@
 //! root   = Ed25519 seed HKDF(master, "root")
 //! psk(e) = HKDF(master, "psk" ‖ e)         group key(e) = HKDF(master, "group" ‖ e)
 //! ```
-//! so every holder of the secret can issue certificates, its own first of all. An issuer that hands out the
-//! same [`Membership`] instead is only another source.
+//! so every holder of the secret can issue certificates, its own first of all. An [`crate::issuer::Issuer`] that
+//! hands out the same [`Membership`] instead is only another source.
+//!
+//! An epoch is a 32-bit number that only grows; headers carry its low byte, which is enough to tell the few apart that
+//! are valid at a time. `e` above is the number's little-endian bytes without trailing zeros, at least one.
 
 use std::{collections::BTreeMap, fmt};
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use ed25519_dalek::SigningKey;
 use hkdf::Hkdf;
+use prost::Message;
 use sha2::Sha256;
 use wire::{
     certificate::{Attributes, Signed},
@@ -62,7 +66,7 @@ impl Master {
 
     /// What makes `identity` a member: the network's keys and a certificate issued by itself.
     pub fn membership(&self, identity: &Identity, hostname: &str, capabilities: u32) -> Membership {
-        let root = SigningKey::from_bytes(&self.expand(b"root", 0));
+        let root = self.root();
         let root_key = SignKey(root.verifying_key().to_bytes());
         let network = NetworkId::of(&root_key);
         let body = certificate::identity(&root_key, network, identity.keys(), 1, capabilities);
@@ -82,14 +86,22 @@ impl Master {
         }
     }
 
-    fn epoch(&self, epoch: u8) -> EpochKeys {
+    /// The secret half of the network's root.
+    pub(crate) fn root(&self) -> SigningKey {
+        SigningKey::from_bytes(&self.expand(b"root", 0))
+    }
+
+    /// The keys of one epoch.
+    pub fn epoch(&self, epoch: u32) -> EpochKeys {
         EpochKeys { psk: *self.expand(b"psk", epoch), group: *self.expand(b"group", epoch) }
     }
 
-    fn expand(&self, label: &[u8], epoch: u8) -> Zeroizing<[u8; 32]> {
+    fn expand(&self, label: &[u8], epoch: u32) -> Zeroizing<[u8; 32]> {
+        let bytes = epoch.to_le_bytes();
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
         let mut key = Zeroizing::new([0; 32]);
         Hkdf::<Sha256>::new(Some(b"easynet network v1"), &*self.0)
-            .expand_multi_info(&[label, &[epoch]], &mut *key)
+            .expand_multi_info(&[label, &bytes[..used]], &mut *key)
             .expect("HKDF-SHA256 gives up to 8160 bytes");
         key
     }
@@ -125,26 +137,54 @@ pub struct Membership {
     pub root: SignKey,
     pub certificate: Signed,
     pub attributes: Signed,
-    /// Keys by epoch; the highest seals, all open.
-    pub epochs: BTreeMap<u8, EpochKeys>,
+    /// Keys by epoch; all open, and the one in force seals: see [`Membership::sealing`].
+    pub epochs: BTreeMap<u32, EpochKeys>,
 }
 
 impl Membership {
-    /// The epoch to seal with, and its keys.
-    pub fn current(&self) -> (u8, &EpochKeys) {
-        self.epochs
-            .last_key_value()
-            .map(|(epoch, keys)| (*epoch, keys))
+    /// The epoch to seal with, and its keys: the newest up to the one that an EPOCH record says is in force. Without such a
+    /// record, the oldest: others may not have the newer ones yet.
+    pub fn sealing(&self, in_force: Option<u32>) -> (u32, &EpochKeys) {
+        in_force
+            .and_then(|epoch| self.newest_up_to(epoch))
+            .or_else(|| self.epochs.first_key_value().map(|(epoch, keys)| (*epoch, keys)))
             .expect("a membership has an epoch")
     }
 
-    pub fn psk(&self, epoch: u8) -> Option<&[u8; 32]> {
-        self.epochs.get(&epoch).map(|keys| &keys.psk)
+    /// The newest epoch up to `epoch` that there are keys of, and those.
+    pub fn newest_up_to(&self, epoch: u32) -> Option<(u32, &EpochKeys)> {
+        self.epochs.range(..=epoch).next_back().map(|(epoch, keys)| (*epoch, keys))
     }
 
-    pub fn group(&self, epoch: u8) -> Option<&[u8; 32]> {
-        self.epochs.get(&epoch).map(|keys| &keys.group)
+    /// The newest epoch that there are keys of.
+    pub fn newest(&self) -> u32 {
+        self.epochs.last_key_value().map_or(0, |(epoch, _)| *epoch)
     }
+
+    /// The pre-shared key of the epoch that a header names by its low byte.
+    pub fn psk(&self, low: u8) -> Option<&[u8; 32]> {
+        self.by_low_byte(low).map(|keys| &keys.psk)
+    }
+
+    /// The group key of the epoch that a header names by its low byte.
+    pub fn group(&self, low: u8) -> Option<&[u8; 32]> {
+        self.by_low_byte(low).map(|keys| &keys.group)
+    }
+
+    /// When the identity certificate runs out, in unix seconds; `None` is never.
+    pub fn certificate_ends(&self) -> Option<u64> {
+        let body = wire::certificate::Identity::decode(&*self.certificate.body).ok()?;
+        Some(body.not_after).filter(|end| *end != 0)
+    }
+
+    fn by_low_byte(&self, low: u8) -> Option<&EpochKeys> {
+        self.epochs.iter().rev().find(|(epoch, _)| low_byte(**epoch) == low).map(|(_, keys)| keys)
+    }
+}
+
+/// How headers name an epoch.
+pub fn low_byte(epoch: u32) -> u8 {
+    epoch.to_le_bytes()[0]
 }
 
 /// A lower bound guess of a secret's entropy in bits: distinct characters by the classes they come from. A text
@@ -179,8 +219,8 @@ mod tests {
         let other = Master::from_bytes(*master.to_bytes()).membership(&b, "b", 0);
 
         assert_eq!(one.network, other.network);
-        assert_eq!(one.current().1.psk, other.current().1.psk);
-        assert_ne!(one.current().1.psk, one.current().1.group);
+        assert_eq!(one.psk(0), other.psk(0));
+        assert_ne!(one.psk(0), one.group(0));
         assert_eq!(certificate::check(&other.certificate, one.network, 0).unwrap().keys, b.keys());
         assert_ne!(
             Master::derive("prod", "another").membership(&a, "a", 0).network,
@@ -194,6 +234,23 @@ mod tests {
             Master::derive("net", "secret").membership(&Identity::from_bytes(&[1; 64]), "a", 0);
 
         assert_eq!(membership.network.to_string(), "jm2ldbiqcwfnkrjz6fu7bomqty");
+    }
+
+    #[test]
+    fn the_epoch_in_force_seals_and_every_epoch_opens() {
+        let master = Master::from_bytes([3; 32]);
+        let mut membership = master.membership(&Identity::from_bytes(&[1; 64]), "a", 0);
+        membership.epochs = [255, 256, 257].map(|epoch| (epoch, master.epoch(epoch))).into();
+
+        for (in_force, sealing) in
+            [(None, 255), (Some(1), 255), (Some(256), 256), (Some(257), 257), (Some(300), 257)]
+        {
+            assert_eq!(membership.sealing(in_force).0, sealing, "{in_force:?}");
+        }
+        assert_eq!(membership.newest(), 257);
+        assert_eq!(membership.psk(255), Some(&master.epoch(255).psk));
+        assert_eq!(membership.group(1), Some(&master.epoch(257).group));
+        assert_eq!(membership.psk(2), None);
     }
 
     #[test]

@@ -315,7 +315,7 @@ impl Drop for Session {
     }
 }
 
-fn aead(suite: Suite, key: &[u8; 32]) -> LessSafeKey {
+pub(crate) fn aead(suite: Suite, key: &[u8; 32]) -> LessSafeKey {
     let algorithm = match suite {
         Suite::Aes256Gcm => &AES_256_GCM,
         Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
@@ -323,7 +323,7 @@ fn aead(suite: Suite, key: &[u8; 32]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(algorithm, key).expect("both algorithms take 32 bytes"))
 }
 
-fn nonce(counter: u64) -> Nonce {
+pub(crate) fn nonce(counter: u64) -> Nonce {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_le_bytes());
     Nonce::assume_unique_for_key(nonce)

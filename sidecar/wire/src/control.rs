@@ -345,6 +345,9 @@ pub struct InitPayload {
     /// Unix seconds as the sender's clock has it, for `doctor`; nothing depends on it.
     #[prost(uint64, tag = "10")]
     pub clock: u64,
+    /// The newest key epoch that the initiator has: RESPONSE uses the newest that both have.
+    #[prost(uint32, tag = "11")]
+    pub epoch: u32,
 }
 
 /// ChaCha20-Poly1305; everybody speaks it.

@@ -1,6 +1,6 @@
 //! Who is who: keys and the identifiers derived from them.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 use data_encoding::BASE32_NOPAD;
 
@@ -83,6 +83,19 @@ impl NodeId {
 impl NetworkId {
     pub fn of(root: &SignKey) -> Self {
         Self(derive(b"easynet net", &root.0))
+    }
+
+    /// The first address of the network's ULA /48: `fd` and 40 bits of the id.
+    pub fn ula(&self) -> Ipv6Addr {
+        let [a, b, c, d, e, ..] = self.0;
+        Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    }
+
+    /// A node's automatic IPv6 address: the network's ULA, then 80 bits of the node's id.
+    pub fn address_of(&self, node: NodeId) -> Ipv6Addr {
+        let [a, b, c, d, e, ..] = self.0;
+        let [f, g, h, i, j, k, l, m, n, o, ..] = node.0;
+        Ipv6Addr::from([0xfd, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o])
     }
 }
 

@@ -5,10 +5,15 @@
 //!  55 u64 seq │ 63 u32 lifetime_s │ 67 u16 clear_len │ 69 u16 body_len │ 71 [24] nonce
 //!  95 clear │ sealed body and tag │ [64] Ed25519 signature over "easynet lsa v1" ‖ all before it
 //! ```
-//! `clear` is empty but for NODE, which carries the encoded identity certificate there, so that a
-//! server that never saw the node can check it against the NetworkId. `sealed` is
+//! `clear` holds in NODE the encoded identity certificate, so that a server that never saw the node can check
+//! it against the NetworkId; in EPOCH and REVOKE the whole body, so that servers and members without the newest
+//! group key act on it too; else nothing. `sealed` is
 //! XChaCha20-Poly1305 under the group key, with bytes 0..71 and `clear` as additional data.
 //! A lifetime of 0 withdraws. `seq` is the boot counter in the high 32 bits and a counter below.
+//!
+//! CLUSTER, EPOCH and REVOKE are signed by the network's root, whose key hashes to the NetworkId. Several holders of
+//! the root may sign the same (type, id), so their `seq` follows from the content: EPOCH `epoch ‖ unix seconds`, REVOKE
+//! `unix seconds ‖ 0`, CLUSTER `unix seconds ‖ counter`, each half 32 bits.
 
 use bytes::Bytes;
 
@@ -261,14 +266,28 @@ pub struct Neighbour {
     pub server: bool,
 }
 
-/// Body of EPOCH.
+/// Body of CLUSTER: what one cluster of the network claims.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct ClusterBody {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Blocks of overlay addresses; of the same block the claim that `engine::routing::claims::wins` says.
+    #[prost(message, repeated, tag = "2")]
+    pub blocks: Vec<Claim>,
+    /// What the cluster exports, as the mesh sees it (mapped).
+    #[prost(message, repeated, tag = "3")]
+    pub exports: Vec<Prefix>,
+}
+
+/// Body of EPOCH, in clear.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct EpochBody {
+    /// Headers carry its low byte.
     #[prost(uint32, tag = "1")]
     pub epoch: u32,
 }
 
-/// Body of REVOKE.
+/// Body of REVOKE, in clear.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct RevokeBody {
     /// 16 bytes.

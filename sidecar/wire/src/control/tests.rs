@@ -92,6 +92,7 @@ fn a_full_init_payload_fits_init() {
         capabilities: u32::MAX,
         sign: vec![0xff; 32],
         clock: 1 << 40,
+        epoch: u32::MAX,
     };
     let room = crate::datagram::INIT_PAYLOAD_LEN - crate::datagram::TAG_LEN - 2;
 
