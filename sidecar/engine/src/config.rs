@@ -2,6 +2,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
+use bytes::Bytes;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use session::{identity::Identity, membership::Membership};
 use wire::{endpoint::Transport, id::NodeKeys};
@@ -12,6 +13,8 @@ pub struct Config {
     pub identity: Arc<Identity>,
     /// Certificate, attributes, PSK and group key by epoch: data, whoever issued them.
     pub membership: Arc<Membership>,
+    /// Link-state records of the network's root, for this node to spread: encoded `wire::lsa` containers.
+    pub records: Vec<Bytes>,
     /// Grows with every start of this node.
     pub boot: u32,
     pub hostname: String,

@@ -80,6 +80,10 @@ reasons! {
     BadHandshake = "bad_handshake",
     /// A certificate or attributes that the network's root did not give.
     BadCertificate = "bad_certificate",
+    /// A node that the network's root took its certificate away from.
+    Revoked = "revoked",
+    /// A handshake with somebody who has none of our key epochs.
+    KeyEpoch = "key_epoch",
     WrongNetwork = "wrong_network",
     /// INIT for a role that this node does not have.
     WrongRole = "wrong_role",

@@ -5,12 +5,14 @@
 //! - `sessions`: handshakes, and records in and out of sessions
 //! - `links`: bootstrap entries, home servers, hellos, who is attached where
 //! - `routes`: LSAs out and in, shortest paths, routes, addresses
+//! - `issued`: what the network's root says
 //! - `reach`: probes, paths, NAT discovery, punching
 //! - `publish`: the tables of the fast path, and snapshots for people
 //!
 //! After every input the caller drains `poll_event` *before* `poll_transmit`: what is sent may be answered at once, and
 //! the fast path must know the session by then.
 
+mod issued;
 mod links;
 mod publish;
 mod reach;
@@ -53,6 +55,7 @@ use crate::{
     punch::Coordinator,
     routing::{
         flood::Flood,
+        issued::Issued,
         lsdb::{Limits, Lsdb},
         origin::{Cost, Origin},
         rib::Rib,
@@ -121,6 +124,7 @@ pub struct Engine {
     flood: Flood,
     sync: Sync,
     topology: Topology,
+    issued: Issued,
     node_lsa: Origin,
     link_lsa: Origin,
     throttle: Throttle,
@@ -205,6 +209,7 @@ impl Engine {
             flood: Flood::default(),
             sync: Sync::new(offset, now),
             topology: Topology::default(),
+            issued: Issued::default(),
             node_lsa: Origin::new(config.boot),
             link_lsa: Origin::new(config.boot),
             throttle: Throttle::default(),
@@ -229,6 +234,7 @@ impl Engine {
             config,
             rng,
         };
+        engine.take_records(now);
         engine.claim_address(now);
         engine.node_lsa.changed(now);
         engine.link_lsa.changed(now);
@@ -451,7 +457,9 @@ impl Engine {
                 self.drop_peer(node, "no longer configured", now);
             }
         }
-        self.config = config;
+        let before = std::mem::replace(&mut self.config, config);
+        self.renew_membership(&before, now);
+        self.take_records(now);
         let datagram = self.longest_datagram();
         for node in self.peers.keys().copied().collect::<Vec<_>>() {
             if let Some(peer) = self.peers.get_mut(&node) {

@@ -167,6 +167,8 @@ pub enum NoticeKind {
     ConfigApplied,
     AddressClaimed,
     AddressConflict,
+    KeyEpoch,
+    Revoked,
 }
 
 impl NoticeKind {
@@ -185,6 +187,8 @@ impl NoticeKind {
             Self::ConfigApplied => "config_applied",
             Self::AddressClaimed => "address_claimed",
             Self::AddressConflict => "address_conflict",
+            Self::KeyEpoch => "key_epoch",
+            Self::Revoked => "revoked",
         }
     }
 }

@@ -54,6 +54,8 @@ pub(crate) struct Peer {
     pub(crate) node: NodeId,
     pub(crate) keys: NodeKeys,
     pub(crate) kind: Kind,
+    /// Of the identity certificate that it showed in a handshake.
+    pub(crate) serial: Option<u64>,
     /// Hops of the configuration, tried by handshakes and offered to the path agent.
     pub(crate) bootstrap: BTreeSet<Hop>,
     pub(crate) handshake: Option<Handshake>,
@@ -245,6 +247,7 @@ impl Peer {
             node: keys.node(),
             keys,
             kind,
+            serial: None,
             bootstrap: BTreeSet::new(),
             handshake: None,
             sessions: Sessions::default(),

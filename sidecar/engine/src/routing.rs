@@ -7,6 +7,7 @@
 
 pub mod claims;
 pub mod flood;
+pub mod issued;
 pub mod lsdb;
 pub mod origin;
 pub mod rib;

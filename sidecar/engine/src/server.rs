@@ -44,6 +44,7 @@ use crate::{
     record::{self, Decoded},
     routing::{
         flood::Flood,
+        issued::{Change, Issued},
         lsdb::{Freshness, Limits, Lsdb},
         sync::Sync,
     },
@@ -135,6 +136,8 @@ struct Client {
     dh: DhKey,
     hop: Hop,
     member: Option<(NetworkId, NodeId)>,
+    /// Of the certificate that it registered with.
+    serial: u64,
     heard: Instant,
     chunks: Reassembly,
 }
@@ -146,6 +149,7 @@ struct Tenant {
     flood: Flood,
     sync: Sync,
     attached: Attached,
+    issued: Issued,
     /// The session that each attached member registered last.
     sessions: BTreeMap<NodeId, u32>,
     meter: Arc<Meter>,
@@ -390,6 +394,7 @@ impl Server {
             dh,
             hop: arrival.hop,
             member: None,
+            serial: 0,
             heard: now,
             chunks: Reassembly::default(),
         };
@@ -516,7 +521,9 @@ impl Server {
 
     fn on_register(&mut self, arrival: Arrival, index: u32, register: &Register, now: Instant) {
         match self.check_register(index, register, now) {
-            Ok((network, node)) => self.attach(arrival, index, network, node, register, now),
+            Ok((network, node, serial)) => {
+                self.attach(arrival, index, (network, node, serial), register, now);
+            }
             Err((reason, message)) => {
                 let retry_s = if reason == RefusedReason::Full { 60 } else { 0 };
                 let refused =
@@ -531,7 +538,7 @@ impl Server {
         index: u32,
         register: &Register,
         now: Instant,
-    ) -> Result<(NetworkId, NodeId), (RefusedReason, &'static str)> {
+    ) -> Result<(NetworkId, NodeId, u64), (RefusedReason, &'static str)> {
         let bad = |message| (RefusedReason::BadCertificate, message);
         let network =
             NetworkId::from_slice(&register.network).ok_or(bad("the network id is not one"))?;
@@ -554,6 +561,12 @@ impl Server {
                 RefusedReason::BadSignature,
                 "the signature over the session does not verify",
             ));
+        }
+        let revoked = self.networks.get(&network).is_some_and(|tenant| {
+            tenant.issued.is_revoked(certified.keys.node(), certified.serial)
+        });
+        if revoked {
+            return Err(bad("the network revoked the certificate"));
         }
         let admitted = match &self.config.admission {
             Admission::Open => true,
@@ -582,15 +595,14 @@ impl Server {
         if full {
             return Err((RefusedReason::Full, "this server is full"));
         }
-        Ok((network, certified.keys.node()))
+        Ok((network, certified.keys.node(), certified.serial))
     }
 
     fn attach(
         &mut self,
         arrival: Arrival,
         index: u32,
-        network: NetworkId,
-        node: NodeId,
+        (network, node, serial): (NetworkId, NodeId, u64),
         register: &Register,
         now: Instant,
     ) {
@@ -601,6 +613,7 @@ impl Server {
             flood: Flood::default(),
             sync: Sync::new(offset, now),
             attached: Attached::default(),
+            issued: Issued::default(),
             sessions: BTreeMap::new(),
             meter: Arc::new(Meter::new(rate_network, rate_network / 4)),
             empty_since: None,
@@ -622,6 +635,7 @@ impl Server {
             .collect();
         if let Some(client) = self.clients.get_mut(&index) {
             client.member = Some((network, node));
+            client.serial = serial;
         }
         if let Hop::Tunnel { id, .. } = arrival.hop {
             self.events.push_back(Event::Authenticated(id));
@@ -689,10 +703,12 @@ impl Server {
                 continue;
             }
             let node_key = wire::lsa::LsaKey { kind: LsaType::Node as u8, id: 0, ..key };
-            let known = if container.head.kind == LsaType::Node as u8 {
-                lsa::certified(&container, network, unix).is_ok()
-            } else {
-                tenant.lsdb.get(&node_key).is_some()
+            let issued = lsa::is_issued(&container, network);
+            let known = match LsaType::from_byte(container.head.kind) {
+                Some(LsaType::Node) => lsa::certified(&container, network, unix)
+                    .is_ok_and(|node| !tenant.issued.is_revoked(key.signer, node.serial)),
+                Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) => issued,
+                Some(LsaType::Link) | None => tenant.lsdb.get(&node_key).is_some(),
             };
             if !known {
                 self.drops.count(DropReason::BadCertificate);
@@ -702,11 +718,32 @@ impl Server {
                 self.drops.count(DropReason::Forged);
                 continue;
             }
+            let revoke = (issued && container.head.kind == LsaType::Revoke as u8)
+                .then(|| tenant.issued.take(LsaType::Revoke, key.id, container.clear()));
             if tenant.lsdb.insert(container, copy.age_s, now).is_err() {
                 self.drops.count(DropReason::LsaRefused);
                 continue;
             }
             tenant.flood.stored(key, Some(from), now);
+            if let Some(Change::Revoked(node, below)) = revoke {
+                self.revoke(network, node, below, now);
+            }
+        }
+    }
+
+    /// Ends the sessions of a member that is none any more, and forgets what it said.
+    fn revoke(&mut self, network: NetworkId, node: NodeId, below: u64, now: Instant) {
+        if let Some(tenant) = self.networks.get_mut(&network) {
+            tenant.lsdb.forget(node);
+        }
+        let gone: Vec<u32> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.member == Some((network, node)) && client.serial < below)
+            .map(|(index, _)| *index)
+            .collect();
+        for index in gone {
+            self.remove(index, now);
         }
     }
 

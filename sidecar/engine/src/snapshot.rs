@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use wire::{
     endpoint::{Candidate, NatProfile},
     id::{NetworkId, NodeId},
+    lsa::ClusterBody,
 };
 
 use crate::{
@@ -29,6 +30,7 @@ pub struct Snapshot {
     pub nat_tested: Option<Instant>,
     pub candidates: Vec<Candidate>,
     pub conflicts: Vec<String>,
+    pub issued: Issued,
     pub lsdb_entries: usize,
     /// Equal digests are equal databases.
     pub lsdb_digest: u64,
@@ -37,6 +39,24 @@ pub struct Snapshot {
     pub gone: (TrafficCounts, TrafficCounts),
     /// Deadlines, sessions, handshakes and held packets alive, for the leak test.
     pub live: Live,
+}
+
+/// What the network's root says, and how far this node and the others follow.
+#[derive(Clone, Debug, Default)]
+pub struct Issued {
+    /// Key epochs that this node has, ascending.
+    pub epochs: Vec<u32>,
+    /// The epoch that this node seals with.
+    pub sealing: u32,
+    /// The epoch of the highest EPOCH record.
+    pub seen: Option<u32>,
+    /// Members, and those whose own records are sealed with the epoch that this node seals with.
+    pub members: usize,
+    pub members_on_epoch: usize,
+    /// The CLUSTER records.
+    pub clusters: Vec<ClusterBody>,
+    /// When this node's certificate runs out, in unix seconds.
+    pub certificate_ends: Option<u64>,
 }
 
 /// Counts of live objects.

@@ -355,6 +355,7 @@ fn translate(
         },
         exports: settings.exports.value.clone(),
         protected: Vec::new(),
+        records: Vec::new(),
         bootstrap: settings
             .peers
             .value

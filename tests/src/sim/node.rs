@@ -55,7 +55,8 @@ impl Member {
         }
     }
 
-    fn config(&self, unix: u64, boot: u32) -> config::Config {
+    /// What its engine is told at a start.
+    pub fn config(&self, unix: u64, boot: u32) -> config::Config {
         let identity = identity(b'm', self.number);
         let hostname = format!("node-{}", self.number);
         config::Config {
@@ -71,6 +72,7 @@ impl Member {
             ipv6: Ipv6Policy::Auto,
             exports: self.exports.clone(),
             protected: Vec::new(),
+            records: Vec::new(),
             bootstrap: self
                 .bootstrap
                 .iter()
@@ -118,7 +120,11 @@ pub struct Node {
 impl Node {
     /// A member; `unix` is the time of its start.
     pub fn member(member: &Member, seed: u64, unix: u64, now: Instant) -> Self {
-        let config = member.config(unix, boot_counter(0, unix));
+        Self::configured(member, member.config(unix, boot_counter(0, unix)), seed, now)
+    }
+
+    /// A member whose configuration is not the one that `member` makes.
+    pub fn configured(member: &Member, config: config::Config, seed: u64, now: Instant) -> Self {
         let engine = Engine::new(config, seed_bytes(seed), now);
         let mut node = Self::new(engine.node(), Core::Member(Box::new(engine)), now);
         node.bootstrap = member.bootstrap.iter().map(|(addr, ..)| *addr).collect();

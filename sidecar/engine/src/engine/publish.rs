@@ -154,6 +154,7 @@ impl Engine {
             nat_tested: self.nat.tested(),
             candidates: self.own_candidates(),
             conflicts: self.rib.conflicts.clone(),
+            issued: self.issued_snapshot(),
             lsdb_entries: self.lsdb.len(),
             lsdb_digest: self.lsdb.root(),
             spf_runs: self.spf_runs,

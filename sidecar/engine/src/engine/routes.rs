@@ -10,7 +10,10 @@ use std::{
 use ipnet::{IpNet, Ipv6Net};
 use prost::Message;
 use rand_chacha::rand_core::RngCore;
-use session::{certificate, lsa};
+use session::{
+    certificate::{self, Certified},
+    lsa, membership,
+};
 use wire::{
     certificate::Prefix,
     control::Push,
@@ -71,7 +74,7 @@ impl Engine {
         body: &[u8],
         now: Instant,
     ) {
-        let (epoch, keys) = self.config.membership.current();
+        let (epoch, keys) = self.config.membership.sealing(self.issued.epoch());
         let group = keys.group;
         let mut nonce = [0; 24];
         self.rng.fill_bytes(&mut nonce);
@@ -81,7 +84,7 @@ impl Engine {
             kind: kind as u8,
             id: 0,
             flags: 0,
-            gk_epoch: epoch,
+            gk_epoch: membership::low_byte(epoch),
             seq,
             lifetime,
             nonce,
@@ -168,14 +171,23 @@ impl Engine {
         if key.signer == self.me {
             return self.on_own_lsa(&container, now);
         }
-        let certified = if container.head.kind == LsaType::Node as u8 {
-            lsa::certified(&container, network, self.unix(now)).ok().map(|certified| certified.keys)
-        } else {
-            self.topology.member(key.signer).map(|member| member.keys)
+        if lsa::is_issued(&container, network) {
+            return self.on_issued(Some(from), container, age, now);
+        }
+        let allowed = match LsaType::from_byte(container.head.kind) {
+            Some(LsaType::Node) => match lsa::certified(&container, network, self.unix(now)) {
+                Ok(certified) if self.issued.is_revoked(key.signer, certified.serial) => {
+                    return self.drop_packet(DropReason::Revoked);
+                }
+                certified => certified.is_ok(),
+            },
+            // The root's alone.
+            Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) => false,
+            Some(LsaType::Link) | None => self.has_node(key.signer),
         };
-        let Some(keys) = certified else {
+        if !allowed {
             return self.drop_packet(DropReason::BadCertificate);
-        };
+        }
         if !lsa::verify(&container) {
             return self.drop_packet(DropReason::Forged);
         }
@@ -193,19 +205,42 @@ impl Engine {
         if kept.head.lifetime == 0 {
             return self.on_lsa_gone(key, now);
         }
-        let Some(group) = self.config.membership.group(kept.head.gk_epoch) else { return };
-        let Some(body) = lsa::open(&kept, group) else {
+        self.read_lsa(&kept, now);
+    }
+
+    /// Whether a node said of itself who it is, be it under keys that we have not got yet.
+    fn has_node(&self, node: NodeId) -> bool {
+        self.topology.member(node).is_some()
+            || self.lsdb.get(&LsaKey { signer: node, kind: LsaType::Node as u8, id: 0 }).is_some()
+    }
+
+    /// Opens a stored LSA of a member and acts on it. Without the key of its epoch it waits in the database until
+    /// that comes.
+    pub(super) fn read_lsa(&mut self, container: &Container, now: Instant) {
+        let Some(group) = self.config.membership.group(container.head.gk_epoch) else { return };
+        let Some(body) = lsa::open(container, group) else {
             return self.drop_packet(DropReason::Forged);
         };
-        match LsaType::from_byte(kept.head.kind) {
-            Some(LsaType::Node) => self.on_node(keys, kept.head.seq, &body, now),
+        match LsaType::from_byte(container.head.kind) {
+            Some(LsaType::Node) => {
+                let network = self.config.membership.network;
+                match lsa::certified(container, network, self.unix(now)) {
+                    Ok(certified)
+                        if self.issued.is_revoked(certified.keys.node(), certified.serial) =>
+                    {
+                        self.drop_packet(DropReason::Revoked);
+                    }
+                    Ok(certified) => self.on_node(&certified, container.head.seq, &body, now),
+                    Err(_) => self.drop_packet(DropReason::BadCertificate),
+                }
+            }
             Some(LsaType::Link) => {
                 if let Ok(body) = LinkBody::decode(&*body) {
-                    self.topology.set_links(key.signer, &body);
+                    self.topology.set_links(container.key().signer, &body);
                     self.throttle.request(now);
                 }
             }
-            // Issuer-signed; they come with issued mode. Kept and passed on, as types of a later version are.
+            // Not a member's; types of a later version are kept and passed on.
             Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) | None => {}
         }
     }
@@ -226,7 +261,8 @@ impl Engine {
         }
     }
 
-    fn on_node(&mut self, keys: wire::id::NodeKeys, seq: u64, body: &[u8], now: Instant) {
+    fn on_node(&mut self, certified: &Certified, seq: u64, body: &[u8], now: Instant) {
+        let keys = certified.keys;
         let node = keys.node();
         let Ok(body) = NodeBody::decode(body) else {
             return self.drop_packet(DropReason::Malformed);
@@ -244,7 +280,8 @@ impl Engine {
             return self.drop_packet(DropReason::BadCertificate);
         };
         self.by_short.insert(node.short(), node);
-        self.topology.set_member(node, Member { keys, attributes, body, seq });
+        let serial = certified.serial;
+        self.topology.set_member(node, Member { keys, serial, attributes, body, seq });
         self.settle_claim(now);
         self.throttle.request(now);
         self.link_if_neighbour(node, now);
@@ -264,7 +301,8 @@ impl Engine {
                 }
             }
             Some(LsaType::Link) => self.topology.remove_links(key.signer),
-            Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) | None => {}
+            Some(LsaType::Cluster) => self.issued.forget_cluster(key.id),
+            Some(LsaType::Epoch | LsaType::Revoke) | None => {}
         }
         self.throttle.request(now);
     }

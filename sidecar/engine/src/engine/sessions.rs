@@ -6,6 +6,7 @@ use rand_chacha::rand_core::RngCore;
 use session::{
     certificate, cookie,
     handshake::{HandshakeError, Initiator, Responder},
+    membership,
     transport::Session,
 };
 use wire::{
@@ -109,6 +110,7 @@ impl Engine {
             capabilities: 0,
             sign: self.config.identity.keys().sign.0.to_vec(),
             clock: self.unix(now),
+            epoch: self.config.membership.newest(),
         };
         let dh = peer.keys.dh;
         let started =
@@ -160,7 +162,7 @@ impl Engine {
         {
             return self.drop_packet(DropReason::WrongRole);
         }
-        let Some(keys) = self.check_member(&responder, now) else { return };
+        let Some((keys, serial)) = self.check_member(&responder, now) else { return };
         let node = keys.node();
         if node == self.me || !self.short_is_free(node) {
             return self.drop_packet(DropReason::DuplicateKey);
@@ -181,11 +183,11 @@ impl Engine {
             }
             return;
         }
-        self.respond(arrival, *responder, keys, now);
+        self.respond(arrival, *responder, keys, serial, now);
     }
 
     /// The initiator's certificate must be of this network and about the key that it proved to hold.
-    fn check_member(&mut self, responder: &Responder, now: Instant) -> Option<NodeKeys> {
+    fn check_member(&mut self, responder: &Responder, now: Instant) -> Option<(NodeKeys, u64)> {
         if responder.payload.network != self.config.membership.network.0 {
             self.drop_packet(DropReason::WrongNetwork);
             return None;
@@ -195,7 +197,13 @@ impl Engine {
             certificate::check(signed, self.config.membership.network, self.unix(now))
         });
         match checked {
-            Some(Ok(certified)) if certified.keys.dh == responder.remote => Some(certified.keys),
+            Some(Ok(certified)) if certified.keys.dh == responder.remote => {
+                if self.issued.is_revoked(certified.keys.node(), certified.serial) {
+                    self.drop_packet(DropReason::Revoked);
+                    return None;
+                }
+                Some((certified.keys, certified.serial))
+            }
             Some(Ok(_) | Err(_)) | None => {
                 self.drop_packet(DropReason::BadCertificate);
                 None
@@ -203,10 +211,19 @@ impl Engine {
         }
     }
 
-    fn respond(&mut self, arrival: Arrival, responder: Responder, keys: NodeKeys, now: Instant) {
+    fn respond(
+        &mut self,
+        arrival: Arrival,
+        responder: Responder,
+        keys: NodeKeys,
+        serial: u64,
+        now: Instant,
+    ) {
         let node = keys.node();
-        let (epoch, epoch_keys) = self.config.membership.current();
-        let psk = epoch_keys.psk;
+        let common = self.config.membership.newest_up_to(responder.payload.epoch);
+        let Some((epoch, psk)) = common.map(|(epoch, keys)| (epoch, keys.psk)) else {
+            return self.drop_packet(DropReason::KeyEpoch);
+        };
         let payload = ResponsePayload {
             network: self.config.membership.network.0.to_vec(),
             certificate: Some(self.config.membership.certificate.clone()),
@@ -219,6 +236,7 @@ impl Engine {
         let init = responder.payload.clone();
         let index = self.new_index(node);
         let remote_index = responder.receiver_index();
+        let epoch = membership::low_byte(epoch);
         let answered =
             responder.respond(Role::Member, &psk, epoch, self.config.aead, index, payload);
         let Ok((response, transport)) = answered else {
@@ -228,6 +246,7 @@ impl Engine {
         let session = Arc::new(Session::new(node, index, remote_index, &transport, now));
         let Some(peer) = self.meet(keys, Kind::Member) else { return };
         peer.kind = Kind::Member;
+        peer.serial = Some(serial);
         if let Some(endpoints) = &init.endpoints {
             peer.endpoints = Endpoints::from(endpoints);
         }
@@ -277,25 +296,32 @@ impl Engine {
                     return self.fail(node, why);
                 }
             };
+        let mut serial = None;
         if answer.role == Role::Member {
             let network = self.config.membership.network;
             let signed = answer.payload.certificate.as_ref();
-            let good = signed
+            let certified = signed
                 .and_then(|signed| certificate::check(signed, network, self.unix(now)).ok())
-                .is_some_and(|certified| certified.keys == expected);
-            if !good {
+                .filter(|certified| certified.keys == expected);
+            let Some(certified) = certified else {
                 self.drop_packet(DropReason::BadCertificate);
                 return self.fail(
                     node,
                     "its certificate is not of this network: check the network's name and secret",
                 );
+            };
+            if self.issued.is_revoked(node, certified.serial) {
+                self.drop_packet(DropReason::Revoked);
+                return self.fail(node, "it was revoked");
             }
+            serial = Some(certified.serial);
         }
         let session = Arc::new(Session::new(node, index, response.sender_index, &answer.keys, now));
         let rtt = now.saturating_duration_since(sent);
         self.end_handshake_but(node, index);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.kind = if answer.role == Role::Server { Kind::Server } else { Kind::Member };
+        peer.serial = serial;
         peer.clock_offset = i64::try_from(answer.payload.clock)
             .ok()
             .zip(i64::try_from(self.config.unix_at_start).ok())

@@ -39,16 +39,12 @@ pub fn pick(node: NodeId, range: Ipv4Net, taken: &BTreeMap<Ipv4Addr, NodeId>) ->
 
 /// The network's ULA /48: `fd` and 40 bits of its id.
 pub fn ula(network: NetworkId) -> Ipv6Net {
-    let [a, b, c, d, e, ..] = network.0;
-    let octets = [0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    Ipv6Net::new(Ipv6Addr::from(octets), 48).unwrap_or_default()
+    Ipv6Net::new(network.ula(), 48).unwrap_or_default()
 }
 
 /// A node's IPv6 address: the network's ULA, then 80 bits of the node's id.
 pub fn ipv6(network: NetworkId, node: NodeId) -> Ipv6Addr {
-    let mut octets = ula(network).network().octets();
-    octets[6..].copy_from_slice(&node.0[..10]);
-    Ipv6Addr::from(octets)
+    network.address_of(node)
 }
 
 #[cfg(test)]

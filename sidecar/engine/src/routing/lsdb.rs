@@ -12,7 +12,7 @@ use bytes::Bytes;
 use wire::{
     control::{LsaCopy, LsaHead},
     id::NodeId,
-    lsa::{Container, LsaKey},
+    lsa::{Container, LsaKey, LsaType},
 };
 
 /// Digests are compared by this many buckets.
@@ -26,14 +26,18 @@ const MAX_LIFETIME: u32 = 24 * 3600;
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub bytes_per_signer: usize,
+    /// For the network's root, which speaks for many.
+    pub bytes_of_root: usize,
     pub bytes: usize,
 }
 
 impl Limits {
     /// For a member, which knows that the signers are members.
-    pub const MEMBER: Self = Self { bytes_per_signer: 64 * 1024, bytes: 64 * 1024 * 1024 };
+    pub const MEMBER: Self =
+        Self { bytes_per_signer: 64 * 1024, bytes_of_root: 1024 * 1024, bytes: 64 * 1024 * 1024 };
     /// For a public server, which knows only that they have certificates.
-    pub const SERVER: Self = Self { bytes_per_signer: 24 * 1024, bytes: 16 * 1024 * 1024 };
+    pub const SERVER: Self =
+        Self { bytes_per_signer: 24 * 1024, bytes_of_root: 256 * 1024, bytes: 16 * 1024 * 1024 };
 }
 
 /// What an offered LSA is to us.
@@ -115,7 +119,8 @@ impl Lsdb {
         }
     }
 
-    /// Stores a verified LSA that is newer than ours.
+    /// Stores a verified LSA that is newer than ours. Those of the types that only the root signs are the root's: whoever
+    /// verified them saw to that.
     pub fn insert(&mut self, container: Container, age: u32, now: Instant) -> Result<(), Refused> {
         let key = container.key();
         if self.freshness(&key, container.head.seq) != Freshness::Newer {
@@ -128,7 +133,11 @@ impl Lsdb {
         let len = container.bytes().len();
         let before = self.entries.get(&key).map_or(0, |entry| entry.container.bytes().len());
         let signer = self.by_signer.get(&key.signer).copied().unwrap_or(0);
-        if signer + len - before.min(signer) > self.limits.bytes_per_signer {
+        let most = match LsaType::from_byte(key.kind) {
+            Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) => self.limits.bytes_of_root,
+            Some(LsaType::Node | LsaType::Link) | None => self.limits.bytes_per_signer,
+        };
+        if signer + len - before.min(signer) > most {
             return Err(Refused::SignerQuota);
         }
         if self.bytes + len - before > self.limits.bytes {
@@ -331,7 +340,7 @@ mod tests {
     #[test]
     fn nobody_takes_more_than_its_share() {
         let now = Instant::now();
-        let mut lsdb = Lsdb::new(Limits { bytes_per_signer: 1000, bytes: 1500 });
+        let mut lsdb = Lsdb::new(Limits { bytes_per_signer: 1000, bytes_of_root: 0, bytes: 1500 });
 
         assert_eq!(lsdb.insert(lsa(1, 1, 60, 900), 0, now), Err(Refused::SignerQuota));
         assert_eq!(lsdb.insert(lsa(1, 1, 60, 800), 0, now), Ok(()));

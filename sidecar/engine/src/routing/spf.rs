@@ -154,6 +154,7 @@ mod tests {
                 node(number),
                 Member {
                     keys: NodeKeys { sign: SignKey([0; 32]), dh: DhKey([0; 32]) },
+                    serial: 1,
                     attributes: Attributes::default(),
                     body: NodeBody { transit, ..NodeBody::default() },
                     seq: 1,

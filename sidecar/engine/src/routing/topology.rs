@@ -12,6 +12,8 @@ use wire::{
 #[derive(Clone, Debug)]
 pub struct Member {
     pub keys: NodeKeys,
+    /// Of its identity certificate.
+    pub serial: u64,
     pub attributes: Attributes,
     pub body: NodeBody,
     /// Sequence of the NODE that said so.
