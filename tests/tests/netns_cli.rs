@@ -747,11 +747,9 @@ fn doctor_sees_a_clock_that_is_an_hour_off() {
     let found = finding(&cli(&["doctor", "-o", "json"]), "clock");
 
     assert_eq!(found["level"], "wrong");
-    assert!(
-        found["message"].as_str().unwrap().contains("-3600 s")
-            || found["message"].as_str().unwrap().contains("-3599 s"),
-        "{found}"
-    );
+    // Both clocks count whole seconds, so the difference may be one off either way.
+    let message = found["message"].as_str().unwrap();
+    assert!((3599..=3601).any(|off| message.contains(&format!("-{off} s"))), "{found}");
     assert!(found["remedy"].as_str().unwrap().contains("NTP"), "{found}");
     assert_eq!(doctor(&b, "clock")["level"], "ok");
 }
