@@ -33,6 +33,7 @@ build-release:
 
 prepare:
 	@tests/scripts/prepare $(TOOLS)
+	@tests/scripts/prepare-cluster nodes
 
 root:
 	@[ "$$(id -u)" -eq 0 ] || { echo "needs root: it makes network namespaces and TUN devices of its own. Run it with sudo." >&2; exit 1; }
