@@ -3,14 +3,14 @@
 CARGO ?= cargo
 TOOLS := cc:gcc ip:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntrack:conntrack tc:iproute2
 
-.PHONY: demo test lint bench prepare root build build-release clean
+.PHONY: demo test lint bench chart prepare prepare-kube root build build-release clean
 
 ## demo: the main job on this machine, in network namespaces of its own, explained line by line
 demo: root prepare build-release
 	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/demo
 
 ## test: everything there is, in about a quarter of an hour on two cores
-test: root prepare lint build
+test: root prepare prepare-kube lint build
 	@echo "running the tests (pure crates, simulator, then the lab in network namespaces)"
 	$(CARGO) test --workspace --no-fail-fast -- --quiet
 
@@ -23,6 +23,12 @@ lint:
 bench: root prepare build-release
 	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/bench
 
+## chart: dist/easynet-VERSION.tgz, for helm install
+chart:
+	@tests/scripts/prepare npm:npm python3:python3 pip3:python3-pip
+	@mkdir -p dist
+	@$$(tests/scripts/kube-tools)/bin/helm package --destination dist charts/easynet
+
 build:
 	@echo "building (the first time takes some minutes)"
 	$(CARGO) build --workspace --all-targets
@@ -34,6 +40,10 @@ build-release:
 prepare:
 	@tests/scripts/prepare $(TOOLS)
 	@tests/scripts/prepare-cluster nodes
+
+prepare-kube:
+	@tests/scripts/prepare npm:npm python3:python3 pip3:python3-pip
+	@tests/scripts/kube-tools --validate >/dev/null
 
 root:
 	@[ "$$(id -u)" -eq 0 ] || { echo "needs root: it makes network namespaces and TUN devices of its own. Run it with sudo." >&2; exit 1; }

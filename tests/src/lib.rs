@@ -3,5 +3,6 @@
 pub mod cluster;
 pub mod dataplane;
 pub mod fuzz;
+pub mod kubetools;
 pub mod lab;
 pub mod sim;
