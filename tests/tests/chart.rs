@@ -234,6 +234,30 @@ fn no_secret_and_no_certificate_is_rendered() {
 }
 
 #[test]
+fn the_kinds_are_those_of_the_binaries_and_outlive_the_release() {
+    let objects = render(&[], &[]).unwrap();
+    for definition in fs::read_dir(root().join("crds/generated")).unwrap() {
+        let generated = fs::read_to_string(definition.unwrap().path()).unwrap();
+        let mut expected = yaml(&generated).remove(0);
+        let called = name(&expected).to_owned();
+        let plural = called.split('.').next().unwrap();
+        let copy = chart().join(format!("files/crds/{plural}.yaml"));
+        assert_eq!(
+            fs::read_to_string(copy).unwrap(),
+            generated,
+            "run `cargo run -p crds --bin crdgen`"
+        );
+
+        let mut rendered = named(&objects, "CustomResourceDefinition", &called).clone();
+        assert_eq!(rendered["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+        for object in [&mut expected, &mut rendered] {
+            object.as_object_mut().unwrap().remove("metadata");
+        }
+        assert_eq!(rendered, expected, "{called}");
+    }
+}
+
+#[test]
 fn the_webhook_is_off_until_asked_for_and_stands_in_nobodys_way() {
     let kinds = |set: &[&str]| -> Vec<String> {
         render(set, &[]).unwrap().iter().map(|object| kind(object).to_owned()).collect()
