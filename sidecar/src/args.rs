@@ -146,8 +146,13 @@ pub struct Run {
     /// Where automatic IPv4 addresses come from [default: 100.112.0.0/16]
     #[arg(long, env = "EASYNET_RANGE", value_name = "CIDR")]
     pub range: Option<String>,
-    /// Subnet reachable through this node (repeat)
-    #[arg(long = "export", env = "EASYNET_EXPORTS", value_delimiter = ',', value_name = "CIDR")]
+    /// Subnet reachable through this node; =MAP shows it to the mesh as another one of the same length (repeat)
+    #[arg(
+        long = "export",
+        env = "EASYNET_EXPORTS",
+        value_delimiter = ',',
+        value_name = "CIDR[=MAP]"
+    )]
     pub exports: Vec<String>,
     /// Name of the TUN interface [default: easynet0]
     #[arg(long, env = "EASYNET_TUN", value_name = "NAME")]

@@ -44,7 +44,7 @@ pub fn merge(run: &Run, matches: &ArgMatches) -> Result<Settings, Failure> {
         "range",
         cidr(run.range.as_deref(), "--range", "an IPv4 range such as 100.112.0.0/16")?
     );
-    put!(exports, "exports", exports(&run.exports)?);
+    put!(exports, "exports", list(&run.exports)?);
     put!(tun, "tun", run.tun.clone());
     put!(mtu, "mtu", one(run.mtu.as_deref())?);
     put!(p2p, "p2p", one(run.p2p.as_deref())?);
@@ -180,22 +180,4 @@ fn cidr<T: FromStr>(text: Option<&str>, flag: &str, expected: &str) -> Result<Op
         })
     })
     .transpose()
-}
-
-fn exports(texts: &[String]) -> Result<Option<Vec<ipnet::IpNet>>, Failure> {
-    let mut exports = Vec::new();
-    for text in texts {
-        if text.contains('=') {
-            return Err(Failure::usage(
-                format!("--export {text}: mapping a subnet (=MAP) is not there yet"),
-                "Export a subnet as it is: --export 10.42.0.0/24.",
-            ));
-        }
-        exports.extend(cidr::<ipnet::IpNet>(
-            Some(text),
-            "--export",
-            "a subnet such as 10.42.0.0/24",
-        )?);
-    }
-    Ok(Some(exports).filter(|exports| !exports.is_empty()))
 }

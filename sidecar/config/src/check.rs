@@ -2,11 +2,14 @@
 
 use std::{fmt, str::FromStr};
 
+use ipnet::IpNet;
+
 use crate::{
     API_VERSION, KIND,
     merge::{Origin, Partial, Sourced},
+    sidecar::Imports,
     tree::{self, Node, Value},
-    value::Invalid,
+    value::{Export, Invalid},
 };
 
 /// Something wrong with a file.
@@ -34,6 +37,19 @@ impl fmt::Display for Problem {
 /// # Errors
 /// Everything that is wrong, in the order of the file.
 pub fn parse(text: &str) -> Result<Partial, Vec<Problem>> {
+    check(text, Origin::File)
+}
+
+/// Reads what a configuration server delivered, as JSON or YAML. Keys that are not known are passed over, since the
+/// server may be of a later version, and so are those that are the machine's own business (paths and sockets).
+///
+/// # Errors
+/// Everything that is wrong with the rest, in the order of the text.
+pub fn parse_delivered(text: &str) -> Result<Partial, Vec<Problem>> {
+    check(text, Origin::Server)
+}
+
+fn check(text: &str, origin: Origin) -> Result<Partial, Vec<Problem>> {
     let root = match tree::read(text) {
         Ok(Some(root)) => root,
         Ok(None) => {
@@ -44,7 +60,7 @@ pub fn parse(text: &str) -> Result<Partial, Vec<Problem>> {
             return Err(vec![Problem { line, column, path: String::new(), message }]);
         }
     };
-    let mut check = Check { problems: Vec::new() };
+    let mut check = Check { origin, problems: Vec::new() };
     let partial = check.document(&root);
     if check.problems.is_empty() {
         return Ok(partial);
@@ -53,7 +69,11 @@ pub fn parse(text: &str) -> Result<Partial, Vec<Problem>> {
     Err(check.problems)
 }
 
+/// Keys that a person sets on the machine and a server never does.
+const OWN: [&str; 5] = ["secretFile", "stateDir", "admin", "adminTokenFile", "metrics"];
+
 struct Check {
+    origin: Origin,
     problems: Vec<Problem>,
 }
 
@@ -68,6 +88,9 @@ impl Check {
             "listen",
             "peers",
             "exports",
+            "imports",
+            "protected",
+            "exempt",
             "transport",
             "roles",
             "admin",
@@ -90,6 +113,9 @@ impl Check {
                 "listen" => partial.listen = self.list(node, "listen"),
                 "peers" => partial.peers = self.list(node, "peers"),
                 "exports" => partial.exports = self.exports(node),
+                "imports" => partial.imports = Some(self.imports(node)),
+                "protected" => partial.protected = self.cidrs(node, "protected"),
+                "exempt" => partial.exempt = self.cidrs(node, "exempt"),
                 "transport" => self.transport(node, &mut partial),
                 "roles" => {
                     for (_, node) in self.map(node, "roles", &["transit"]) {
@@ -161,26 +187,69 @@ impl Check {
         }
     }
 
-    fn exports(&mut self, node: &Node) -> Option<Sourced<Vec<ipnet::IpNet>>> {
+    fn exports(&mut self, node: &Node) -> Option<Sourced<Vec<Export>>> {
         let items = self.items(node, "exports")?;
-        let mut exports = Vec::new();
+        let mut exports: Vec<Export> = Vec::new();
         for (index, item) in items.iter().enumerate() {
             let path = format!("exports[{index}]");
-            for (key, node) in self.map(item, &path, &["cidr", "mapTo"]) {
-                if key == "mapTo" {
-                    self.problem(
-                        node,
-                        &format!("{path}.mapTo"),
-                        "mapping a subnet is not there yet".to_owned(),
-                    );
-                } else if let Some(cidr) =
-                    self.value(node, &format!("{path}.cidr"), "a subnet such as 10.42.0.0/24")
-                {
-                    exports.push(cidr.value);
+            let (mut cidr, mut map_to, mut masquerade) = (None, None, None);
+            let mut is_there = false;
+            for (key, node) in self.map(item, &path, &["cidr", "mapTo", "masquerade"]) {
+                match key {
+                    "cidr" => {
+                        is_there = true;
+                        cidr = self.cidr(node, &format!("{path}.cidr"));
+                    }
+                    "mapTo" => map_to = self.cidr(node, &format!("{path}.mapTo")),
+                    _ => masquerade = self.parsed(node, &format!("{path}.masquerade")),
                 }
             }
+            let Some(cidr) = cidr else {
+                if !is_there && matches!(item.value, Value::Map(_)) {
+                    self.problem(item, &path, "names no subnet; write cidr: 10.42.0.0/24".into());
+                }
+                continue;
+            };
+            match Export::new(cidr, map_to) {
+                Ok(export) if exports.iter().any(|has| has.announced() == export.announced()) => {
+                    let message = format!("{} is exported twice", export.announced());
+                    self.problem(item, &path, message);
+                }
+                Ok(export) => exports.push(Export {
+                    masquerade: masquerade.map_or(export.masquerade, |said| said.value),
+                    ..export
+                }),
+                Err(Invalid(why)) => self.problem(item, &path, why),
+            }
         }
-        Some(file(exports))
+        Some(self.said(exports))
+    }
+
+    fn imports(&mut self, node: &Node) -> Sourced<Imports> {
+        let mut imports = Imports::default();
+        for (key, node) in self.map(node, "imports", &["mode", "cidrs"]) {
+            if key == "mode" {
+                imports.mode = self.parsed(node, "imports.mode").map_or(imports.mode, |s| s.value);
+            } else if let Some(cidrs) = self.cidrs(node, "imports.cidrs") {
+                imports.cidrs = cidrs.value;
+            }
+        }
+        self.said(imports)
+    }
+
+    fn cidrs(&mut self, node: &Node, path: &str) -> Option<Sourced<Vec<IpNet>>> {
+        let items = self.items(node, path)?;
+        let parsed = items
+            .iter()
+            .enumerate()
+            .filter_map(|(index, item)| self.cidr(item, &format!("{path}[{index}]")))
+            .collect();
+        Some(self.said(parsed))
+    }
+
+    fn cidr(&mut self, node: &Node, path: &str) -> Option<IpNet> {
+        let net = self.value::<IpNet>(node, path, "a subnet such as 10.42.0.0/24")?;
+        Some(net.value.trunc())
     }
 
     fn list<T: FromStr<Err = Invalid>>(
@@ -193,7 +262,7 @@ impl Check {
             self.parsed(item, &format!("{path}[{index}]")).map(|sourced| sourced.value)
         });
         let parsed = parsed.collect();
-        Some(file(parsed))
+        Some(self.said(parsed))
     }
 
     fn items<'a>(&mut self, node: &'a Node, path: &str) -> Option<&'a [Node]> {
@@ -218,7 +287,7 @@ impl Check {
 
     fn text<T: From<String>>(&mut self, node: &Node, path: &str) -> Option<Sourced<T>> {
         match &node.value {
-            Value::Scalar(text) if !text.is_empty() => Some(file(T::from(text.clone()))),
+            Value::Scalar(text) if !text.is_empty() => Some(self.said(T::from(text.clone()))),
             Value::Scalar(_) => {
                 self.problem(node, path, "is empty".to_owned());
                 None
@@ -233,7 +302,7 @@ impl Check {
     fn parsed<T: FromStr<Err = Invalid>>(&mut self, node: &Node, path: &str) -> Option<Sourced<T>> {
         let text = self.text::<String>(node, path)?.value;
         match text.parse() {
-            Ok(value) => Some(file(value)),
+            Ok(value) => Some(self.said(value)),
             Err(Invalid(why)) => {
                 self.problem(node, path, why);
                 None
@@ -244,7 +313,7 @@ impl Check {
     fn value<T: FromStr>(&mut self, node: &Node, path: &str, expected: &str) -> Option<Sourced<T>> {
         let text = self.text::<String>(node, path)?.value;
         match text.parse() {
-            Ok(value) => Some(file(value)),
+            Ok(value) => Some(self.said(value)),
             Err(_) => {
                 self.problem(node, path, format!("is {text:?}; write {expected}"));
                 None
@@ -271,11 +340,16 @@ impl Check {
                 continue;
             };
             let full = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let lenient = self.origin == Origin::Server;
+            if lenient && OWN.contains(&name.as_str()) {
+                continue;
+            }
             match known.iter().find(|known| *known == name) {
                 Some(known) if found.iter().any(|(seen, _)| seen == known) => {
                     self.problem(key, &full, "stands here twice".to_owned());
                 }
                 Some(known) => found.push((known, value)),
+                None if lenient => {}
                 None => {
                     let nearest = known.iter().min_by_key(|known| distance(known, name));
                     let hint = match nearest
@@ -291,6 +365,10 @@ impl Check {
         found
     }
 
+    fn said<T>(&self, value: T) -> Sourced<T> {
+        Sourced { value, origin: self.origin }
+    }
+
     fn problem(&mut self, node: &Node, path: &str, message: String) {
         self.problems.push(Problem {
             line: node.line,
@@ -299,10 +377,6 @@ impl Check {
             message,
         });
     }
-}
-
-fn file<T>(value: T) -> Sourced<T> {
-    Sourced { value, origin: Origin::File }
 }
 
 fn some<T>(sourced: Sourced<T>) -> Sourced<Option<T>> {
@@ -328,7 +402,7 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::value::{Listen, Punch};
+    use crate::value::{ImportMode, Listen, Masquerade, Punch};
 
     const GOOD: &str = "\
 apiVersion: config.easynet.io/v1alpha1
@@ -350,6 +424,7 @@ roles: {transit: false}
         assert_eq!(settings.listen.value, [Listen::Port(11010)]);
         assert_eq!(settings.punch.value, Punch::Light);
         assert_eq!(settings.exports.value, ["10.42.0.0/24".parse().unwrap()]);
+        assert_eq!(settings.imports.value, Imports::default());
         assert_eq!(settings.punch.origin, Origin::File);
     }
 
@@ -379,6 +454,50 @@ transport:
                 "line 6, column 18: exports[0].cidr: is \"10.42.0.0/33\"; write a subnet such as 10.42.0.0/24",
                 "line 8, column 8: transport.mtu: the MTU \"12\" is not between 1280 and 9000",
                 "line 9, column 3: transport.punsh: is not known; did you mean punch?",
+            ]
+        );
+    }
+
+    #[test]
+    fn maps_imports_and_protected_ranges_are_read_and_checked() {
+        let head = "apiVersion: config.easynet.io/v1alpha1\nkind: Sidecar\n";
+        let good = "\
+exports:
+  - {cidr: 10.42.0.0/16, mapTo: 10.200.0.0/16, masquerade: never}
+imports: {mode: listed, cidrs: [10.201.0.0/16]}
+protected: [10.96.0.0/12, \"fd00:96::/108\"]
+exempt: [10.42.0.0/16]
+";
+        let settings = parse(&format!("{head}{good}")).unwrap().settle();
+        assert_eq!(settings.exports.value[0].announced(), "10.200.0.0/16".parse().unwrap());
+        assert_eq!(settings.exports.value[0].masquerade, Masquerade::Never);
+        assert_eq!(settings.imports.value.mode, ImportMode::Listed);
+        assert_eq!(settings.protected.value.len(), 2);
+
+        let bad = "\
+exports:
+  - {cidr: 10.42.0.0/16, mapTo: 10.200.0.0/24}
+  - {mapTo: 10.200.0.0/24}
+  - {cidr: 10.1.0.0/24, masquerade: sometimes}
+  - {cidr: 10.1.0.0/24}
+imports: {mode: some}
+protected: [everything]
+";
+        let problems: Vec<String> = parse(&format!("{head}{bad}"))
+            .unwrap_err()
+            .iter()
+            .map(|problem| problem.message.clone())
+            .collect();
+        assert_eq!(
+            problems,
+            [
+                "10.42.0.0/16 cannot be mapped to 10.200.0.0/24: write a network of the same family and the same \
+                 length",
+                "names no subnet; write cidr: 10.42.0.0/24",
+                "masquerade is \"sometimes\"; write inbound or never or always",
+                "10.1.0.0/24 is exported twice",
+                "the mode of imports is \"some\"; write all or listed or none",
+                "is \"everything\"; write a subnet such as 10.42.0.0/24",
             ]
         );
     }

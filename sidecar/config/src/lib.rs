@@ -2,19 +2,22 @@
 //!
 //! [`parse`] reads a file and reports *everything* that is wrong with it, each with line, column and the nearest valid key.
 //! [`Partial`] is what one source (file, environment, flags) says; [`Partial::over`] merges them, and [`Settings`] is the
-//! outcome with the source of every value. This crate knows neither the engine nor Kubernetes.
+//! outcome with the source of every value. What a configuration server delivers has the same shape and the same checks:
+//! [`sidecar::Sidecar`], read by [`parse_delivered`]. This crate knows neither the engine nor Kubernetes.
 
 mod check;
 mod merge;
+pub mod sidecar;
 mod tree;
 mod value;
 
 pub use self::{
-    check::{Problem, parse},
+    check::{Problem, parse, parse_delivered},
     merge::{Origin, Partial, Settings, Sourced},
+    sidecar::{Imports, Sidecar},
     value::{
-        Address4, Address6, Admin, Invalid, Listen, Mtu, P2p, PeerUrl, Punch, Scheme, Secret,
-        schema,
+        Address4, Address6, Admin, Export, ImportMode, Invalid, Listen, Masquerade, Mtu, P2p,
+        PeerUrl, Punch, Scheme, Secret, schema,
     },
 };
 

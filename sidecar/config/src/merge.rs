@@ -4,12 +4,17 @@ use std::{fmt, path::PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::value::{Address4, Address6, Admin, Listen, Mtu, P2p, PeerUrl, Punch};
+use crate::{
+    sidecar::Imports,
+    value::{Address4, Address6, Admin, Export, Listen, Mtu, P2p, PeerUrl, Punch},
+};
 
 /// Where a value came from; a later one beats an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
     Default,
+    /// A configuration server.
+    Server,
     File,
     Environment,
     Flag,
@@ -19,6 +24,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Default => "default",
+            Self::Server => "server",
             Self::File => "file",
             Self::Environment => "environment",
             Self::Flag => "flag",
@@ -76,7 +82,12 @@ settings! {
     tun: String = "easynet0".to_owned(),
     listen: Vec<Listen> = vec![Listen::Port(crate::DEFAULT_PORT)],
     peers: Vec<PeerUrl> = Vec::new(),
-    exports: Vec<IpNet> = Vec::new(),
+    exports: Vec<Export> = Vec::new(),
+    imports: Imports = Imports::default(),
+    /// Never imported, whoever announces it.
+    protected: Vec<IpNet> = Vec::new(),
+    /// Between these no other program on the host masquerades.
+    exempt: Vec<IpNet> = Vec::new(),
     mtu: Mtu = Mtu::default(),
     p2p: P2p = P2p::On,
     punch: Punch = Punch::Full,
@@ -113,6 +124,10 @@ impl Settings {
             ("listen", list(&self.listen.value), self.listen.origin),
             ("peers", list(&self.peers.value), self.peers.origin),
             ("exports", list(&self.exports.value), self.exports.origin),
+            ("imports.mode", self.imports.value.mode.to_string().into(), self.imports.origin),
+            ("imports.cidrs", list(&self.imports.value.cidrs), self.imports.origin),
+            ("protected", list(&self.protected.value), self.protected.origin),
+            ("exempt", list(&self.exempt.value), self.exempt.origin),
             ("transport.mtu", self.mtu.value.bytes().into(), self.mtu.origin),
             ("transport.p2p", self.p2p.value.to_string().into(), self.p2p.origin),
             ("transport.punch", self.punch.value.to_string().into(), self.punch.origin),

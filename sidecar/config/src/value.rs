@@ -8,7 +8,8 @@ use std::{
 };
 
 use data_encoding::BASE32_NOPAD;
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use zeroize::Zeroizing;
 
 use crate::DEFAULT_PORT;
@@ -17,6 +18,37 @@ use crate::DEFAULT_PORT;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(pub String);
+
+/// A scalar as people write it: `11010` and `"11010"` are the same.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Number(u64),
+    Text(String),
+}
+
+/// What is written as text, and read from a text or a number.
+macro_rules! as_text {
+    ($($name:ty),+ $(,)?) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = match Scalar::deserialize(deserializer)? {
+                    Scalar::Number(number) => number.to_string(),
+                    Scalar::Text(text) => text,
+                };
+                text.parse().map_err(D::Error::custom)
+            }
+        }
+    )+};
+}
+
+as_text!(PeerUrl, Listen, Address4, Address6, Mtu, P2p, Punch, ImportMode, Masquerade);
 
 /// How to reach a peer or server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -307,11 +339,11 @@ impl fmt::Display for Mtu {
 }
 
 macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $($variant:ident = $text:literal),+) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $($(#[$about:meta])* $variant:ident = $text:literal),+) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $name {
-            $($variant),+
+            $($(#[$about])* $variant),+
         }
 
         impl FromStr for $name {
@@ -347,6 +379,107 @@ choice!(
     /// How much effort goes into a direct path.
     Punch, "punch", Full = "full", Light = "light", Off = "off"
 );
+choice!(
+    /// Which of the prefixes that others announce are taken.
+    #[derive(Default)]
+    ImportMode, "the mode of imports",
+    #[default] All = "all", Listed = "listed", None = "none"
+);
+choice!(
+    /// Whose address packets between an exported network and the mesh carry.
+    #[derive(Default)]
+    Masquerade, "masquerade",
+    /// What comes from the mesh gets this host's address in the network, which then needs no route back.
+    #[default] Inbound = "inbound",
+    /// Both sides see each other's addresses.
+    Never = "never",
+    /// As `Inbound`; and what goes into the mesh gets this node's mesh address, so that members which do not import
+    /// the network can answer it.
+    Always = "always"
+);
+
+/// A network reachable through this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", try_from = "RawExport")]
+pub struct Export {
+    pub cidr: IpNet,
+    /// The network as the mesh sees it, mapped address by address; of the same family and length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub map_to: Option<IpNet>,
+    pub masquerade: Masquerade,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawExport {
+    cidr: IpNet,
+    map_to: Option<IpNet>,
+    #[serde(default)]
+    masquerade: Masquerade,
+}
+
+impl TryFrom<RawExport> for Export {
+    type Error = Invalid;
+
+    fn try_from(raw: RawExport) -> Result<Self, Invalid> {
+        Ok(Self { masquerade: raw.masquerade, ..Self::new(raw.cidr, raw.map_to)? })
+    }
+}
+
+impl Export {
+    /// # Errors
+    /// When the two networks cannot be mapped onto each other.
+    pub fn new(cidr: IpNet, map_to: Option<IpNet>) -> Result<Self, Invalid> {
+        let (cidr, map_to) = (cidr.trunc(), map_to.map(|net| net.trunc()));
+        if let Some(mapped) = map_to
+            && (mapped.prefix_len() != cidr.prefix_len()
+                || mapped.addr().is_ipv4() != cidr.addr().is_ipv4())
+        {
+            return Err(Invalid(format!(
+                "{cidr} cannot be mapped to {mapped}: write a network of the same family and the same length"
+            )));
+        }
+        Ok(Self { cidr, map_to, masquerade: Masquerade::default() })
+    }
+
+    /// The network as the mesh sees it.
+    pub fn announced(&self) -> IpNet {
+        self.map_to.unwrap_or(self.cidr)
+    }
+}
+
+impl FromStr for Export {
+    type Err = Invalid;
+
+    /// `CIDR` or `CIDR=MAP`.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let net = |part: &str| {
+            part.trim().parse::<IpNet>().map_err(|_| {
+                Invalid(format!(
+                    "the export {text:?} is no subnet; write one such as 10.42.0.0/24, or \
+                     10.42.0.0/24=10.200.0.0/24 to map it"
+                ))
+            })
+        };
+        match text.split_once('=') {
+            Some((cidr, map_to)) => Self::new(net(cidr)?, Some(net(map_to)?)),
+            None => Self::new(net(text)?, None),
+        }
+    }
+}
+
+impl fmt::Display for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.cidr)?;
+        if let Some(mapped) = self.map_to {
+            write!(f, "={mapped}")?;
+        }
+        match self.masquerade {
+            Masquerade::Inbound => Ok(()),
+            other => write!(f, " (masquerade {other})"),
+        }
+    }
+}
 
 /// A secret that shows nothing of itself and is zeroised.
 #[derive(Clone, PartialEq, Eq)]
@@ -387,7 +520,12 @@ pub fn schema() -> serde_json::Value {
     };
     let cidr = object(
         "a subnet reachable through this node",
-        serde_json::json!({"cidr": text("the subnet, such as 10.42.0.0/24")}),
+        serde_json::json!({
+            "cidr": text("the subnet, such as 10.42.0.0/24"),
+            "mapTo": text("the subnet as the mesh sees it, of the same length, mapped address by address"),
+            "masquerade": {"enum": ["inbound", "never", "always"], "description":
+                "inbound: what comes from the mesh gets this host's address; never; always: in both directions"},
+        }),
     );
     serde_json::json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -415,6 +553,15 @@ pub fn schema() -> serde_json::Value {
             "peers": {"type": "array", "items": text("udp://HOST:PORT[?k=KEY]"),
                 "description": "where to start"},
             "exports": {"type": "array", "items": cidr},
+            "imports": object("what is taken of the prefixes that others announce", serde_json::json!({
+                "mode": {"enum": ["all", "listed", "none"], "description":
+                    "listed: only what lies within one of cidrs; addresses of members are always reachable"},
+                "cidrs": {"type": "array", "items": text("a subnet such as 10.200.0.0/16")},
+            })),
+            "protected": {"type": "array", "items": text("a subnet such as 10.96.0.0/12"),
+                "description": "never imported, whoever announces it"},
+            "exempt": {"type": "array", "items": text("a subnet such as 10.42.0.0/16"),
+                "description": "between these no other program on this host masquerades"},
             "transport": object("how packets travel", serde_json::json!({
                 "mtu": {"type": "integer", "minimum": 1280, "maximum": 9000},
                 "p2p": {"enum": ["on", "relay-only"]},

@@ -109,7 +109,7 @@ pub(super) async fn run(
 
     let links = TaskGroup::new("links");
     let host =
-        HostTask::spawn(settings.tun.value.clone(), settings.exports.value.clone(), &links, &group)
+        HostTask::spawn(settings.tun.value.clone(), cidrs(&settings), &links, &group)
             .map_err(|error| {
                 Failure::failed(format!("No netlink socket: {error}"), "Run with CAP_NET_ADMIN.")
             })?;
@@ -353,7 +353,7 @@ fn translate(
             Address6::Fixed(net) => Ipv6Policy::Fixed(net),
             Address6::Auto => Ipv6Policy::Auto,
         },
-        exports: settings.exports.value.clone(),
+        exports: settings.exports.value.iter().map(config::Export::announced).collect(),
         protected: Vec::new(),
         records: Vec::new(),
         bootstrap: settings
@@ -382,6 +382,10 @@ fn translate(
         aead: aead(),
         unix_at_start: unix,
     }
+}
+
+fn cidrs(settings: &Settings) -> Vec<ipnet::IpNet> {
+    settings.exports.value.iter().map(|export| export.cidr).collect()
 }
 
 fn names(settings: &Settings) -> Vec<Name> {
