@@ -248,7 +248,7 @@ fn end(
     };
     let mut fib = Fib::new(own, now, mtu);
     let addresses = nets(number).map(|net| net.addr()).to_vec();
-    fib.local = Arc::new(Local { addresses, exports: Vec::new() });
+    fib.local = Arc::new(Local { addresses, ..Local::default() });
     fib.routes = Arc::new(nets(others).map(|net| (net, other)).into_iter().collect());
     fib.peers = Arc::new([(other, Arc::new(peer))].into());
     fib.sessions = Arc::new([(session.local_index(), session)].into());

@@ -22,8 +22,11 @@ pub struct Config {
     pub version: String,
     pub ipv4: Ipv4Policy,
     pub ipv6: Ipv6Policy,
-    /// Subnets reachable through this node.
+    /// Subnets reachable through this node, as the mesh sees them.
     pub exports: Vec<IpNet>,
+    /// The same subnets as this host sees them, where that is something else (1:1 maps).
+    pub behind: Vec<IpNet>,
+    pub imports: Imports,
     /// Prefixes that are never imported, whoever announces them, beside the networks of the host itself.
     pub protected: Vec<IpNet>,
     /// Where to start, by number; the shell resolves names and says so with
@@ -39,6 +42,16 @@ pub struct Config {
     pub aead: u32,
     /// Unix seconds at the engine's start; certificates and claims are judged by it and by time passed.
     pub unix_at_start: u64,
+}
+
+/// Which of the subnets that others announce are taken; the addresses of members always are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Imports {
+    #[default]
+    All,
+    /// Those within one of these.
+    Listed(Vec<IpNet>),
+    None,
 }
 
 /// Which IPv4 address the node has in the mesh.

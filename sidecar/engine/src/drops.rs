@@ -50,6 +50,8 @@ reasons! {
     KeyExhausted = "key_exhausted",
     /// An inner source that is not the peer's.
     SourceNotAllowed = "source_not_allowed",
+    /// An inner source out of a network that this host or its cluster has itself: an answer could not find back.
+    SourceOverlaps = "source_overlaps",
     /// An inner destination that is neither our address nor exported by us.
     NotOurs = "not_ours",
     HopLimit = "hop_limit",

@@ -652,7 +652,7 @@ impl<'a, S: Sink> Inbound<'a, S> {
         let peer = peer.ok_or(DropReason::SourceNotAllowed)?;
         if self.allowed != Some((peer.node, src)) {
             if !peer.allows(src) {
-                return Err(DropReason::SourceNotAllowed);
+                return Err(self.fib.local.refusal(src));
             }
             self.allowed = Some((peer.node, src));
         }

@@ -26,7 +26,10 @@ use ipnet::IpNet;
 use session::transport::Session;
 use wire::id::{NetworkId, NodeId, ShortId};
 
-use crate::{drops::Drops, path::addr::Hop};
+use crate::{
+    drops::{DropReason, Drops},
+    path::addr::Hop,
+};
 
 /// The tables of one moment.
 #[derive(Clone, Debug)]
@@ -54,6 +57,8 @@ pub struct Local {
     pub addresses: Vec<IpAddr>,
     /// Subnets reachable through this node.
     pub exports: Vec<IpNet>,
+    /// Networks of this host and its cluster, which no peer may speak for; only to say why a packet was dropped.
+    pub reserved: Vec<IpNet>,
 }
 
 /// Prefixes and whose they are.
@@ -151,6 +156,16 @@ impl Local {
     #[inline]
     pub fn accepts(&self, dst: IpAddr) -> bool {
         self.addresses.contains(&dst) || self.exports.iter().any(|net| net.contains(&dst))
+    }
+
+    /// Why a source is refused that its peer may not use.
+    #[cold]
+    pub fn refusal(&self, src: IpAddr) -> DropReason {
+        if self.reserved.iter().any(|net| net.contains(&src)) {
+            DropReason::SourceOverlaps
+        } else {
+            DropReason::SourceNotAllowed
+        }
     }
 }
 

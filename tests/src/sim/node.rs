@@ -71,6 +71,8 @@ impl Member {
             },
             ipv6: Ipv6Policy::Auto,
             exports: self.exports.clone(),
+            behind: Vec::new(),
+            imports: engine::config::Imports::All,
             protected: Vec::new(),
             records: Vec::new(),
             bootstrap: self

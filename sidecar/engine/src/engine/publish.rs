@@ -18,10 +18,7 @@ impl Engine {
     /// The fast path's tables of this moment.
     pub(super) fn fib(&self) -> Fib {
         let mut fib = Fib::new(self.me, self.started, self.config.mtu);
-        fib.local = Arc::new(Local {
-            addresses: self.host.addresses.iter().map(IpNet::addr).collect(),
-            exports: self.config.exports.clone(),
-        });
+        fib.local = Arc::new(self.local());
         fib.routes = Arc::clone(&self.routes);
         fib.peers = Arc::clone(&self.entries);
         fib.sessions = Arc::clone(&self.sessions);
@@ -29,6 +26,15 @@ impl Engine {
         fib.forwards = Arc::new(self.forward_table());
         fib.drops = Arc::clone(&self.drops);
         fib
+    }
+
+    pub(super) fn local(&self) -> Local {
+        let reserved = [&self.config.behind, &self.config.protected, &self.connected];
+        Local {
+            addresses: self.host.addresses.iter().map(IpNet::addr).collect(),
+            exports: self.config.exports.clone(),
+            reserved: reserved.into_iter().flatten().copied().collect(),
+        }
     }
 
     /// Over which sessions TRANSIT may arrive: those with servers and with members that carry for others, and, if we do,

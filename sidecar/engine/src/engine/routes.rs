@@ -328,7 +328,9 @@ impl Engine {
         let own = rib::Own {
             mesh: &self.own_nets(),
             protected: &self.config.protected,
+            behind: &self.config.behind,
             connected: &self.connected,
+            imports: &self.config.imports,
         };
         let rib = rib::compute(self.me, own, &self.reachable, &self.topology);
         self.tell_routes(&rib.routes);

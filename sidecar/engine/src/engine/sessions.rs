@@ -517,12 +517,13 @@ impl Engine {
     fn on_fragment(&mut self, from: NodeId, piece: &[u8]) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let Some(packet) = peer.fragments.take_piece(piece) else { return };
-        let allowed = wire::ip::addresses(&packet)
-            .is_some_and(|(src, _)| self.entries.get(&from).is_some_and(|entry| entry.allows(src)));
-        if allowed {
+        let Some((src, _)) = wire::ip::addresses(&packet) else {
+            return self.drop_packet(DropReason::NotIp);
+        };
+        if self.entries.get(&from).is_some_and(|entry| entry.allows(src)) {
             self.events.push_back(Event::Deliver(packet));
         } else {
-            self.drop_packet(DropReason::SourceNotAllowed);
+            self.drop_packet(self.local().refusal(src));
         }
     }
 

@@ -73,6 +73,20 @@ fn a_source_that_is_not_the_peers_and_a_destination_that_is_not_ours_are_dropped
 }
 
 #[test]
+fn a_source_out_of_our_own_networks_is_dropped_with_a_reason_of_its_own() {
+    let (a, mut b, now) = direct();
+    let local = Local { reserved: vec!["10.0.0.7/32".parse().unwrap()], ..(*b.local).clone() };
+    b.local = Arc::new(local);
+    let mut routed = a.clone();
+    routed.routes = Arc::new([("10.0.0.0/8".parse().unwrap(), B)].into_iter().collect());
+    let sent = routed.encapsulate(&udp(7, 2, 10), now);
+
+    assert!(b.decapsulate(&sent.transmits[0].1, now).delivered.is_empty());
+
+    assert_eq!(drops(&b), [(DropReason::SourceOverlaps, 1)]);
+}
+
+#[test]
 fn a_batch_is_judged_packet_by_packet() {
     let (a, b, now) = direct();
     let mut batch = Vec::new();
@@ -471,7 +485,7 @@ fn end(own: NodeId, other: NodeId, is_relayed: bool, now: Instant) -> Fib {
         stats: Arc::default(),
     };
     let mut fib = Fib::new(own, now, 1320);
-    fib.local = Arc::new(Local { addresses: vec![addr(own.0[0])], exports: Vec::new() });
+    fib.local = Arc::new(Local { addresses: vec![addr(own.0[0])], ..Local::default() });
     fib.routes = Arc::new([(net(other), other)].into_iter().collect());
     fib.peers = Arc::new([(other, Arc::new(peer))].into());
     fib.sessions = Arc::new([(shared.local_index(), shared)].into());

@@ -34,6 +34,7 @@ fn only_own_addresses_and_exports_are_behind_the_tun() {
     let local = Local {
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
         exports: vec!["192.168.1.0/24".parse().unwrap()],
+        reserved: Vec::new(),
     };
 
     assert!(local.accepts("10.0.0.1".parse().unwrap()));

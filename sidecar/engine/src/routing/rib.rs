@@ -7,7 +7,10 @@ use session::certificate::allows;
 use wire::{certificate::Prefix, id::NodeId};
 
 use super::{spf::Reachable, topology::Topology};
-use crate::snapshot::{Route, RouteSource, RouteState};
+use crate::{
+    config::Imports,
+    snapshot::{Route, RouteSource, RouteState},
+};
 
 /// Prefixes that one node may announce; more are not looked at.
 const MAX_PREFIXES: usize = 256;
@@ -25,14 +28,17 @@ pub struct Rib {
 pub struct Own<'a> {
     /// What it has in the mesh itself: its addresses and exports.
     pub mesh: &'a [IpNet],
+    /// What its mapped exports are on this host.
+    pub behind: &'a [IpNet],
     /// What its configuration protects.
     pub protected: &'a [IpNet],
     /// Networks that the host is connected to: importing (a part of) one would take it from the host. Single addresses
     /// are the mesh's own business: a carrier's 100.64.0.0/10 may well contain the mesh's range.
     pub connected: &'a [IpNet],
+    pub imports: &'a Imports,
 }
 
-/// What a node announces, in one shape.
+/// What a node announces, in one shape: prefix, source, since when (claims), whether the node may.
 fn announced(topology: &Topology) -> impl Iterator<Item = (NodeId, IpNet, RouteSource, u64, bool)> {
     topology.members().flat_map(|(node, member)| {
         let body = &member.body;
@@ -134,8 +140,23 @@ impl Own<'_> {
         if let Some(net) = self.connected.iter().filter(|_| is_subnet).find(overlaps) {
             return Some(format!("overlaps {}, a network of this host", net.trunc()));
         }
-        let same = self.mesh.iter().any(|mine| mine.trunc() == prefix);
-        same.then(|| "this node has the same prefix".to_owned())
+        if let Some(net) = self.behind.iter().find(overlaps) {
+            return Some(format!(
+                "overlaps {net}, which is behind this node: the node that announces it maps it to another with mapTo"
+            ));
+        }
+        if self.mesh.iter().any(|mine| mine.trunc() == prefix) {
+            return Some("this node has the same prefix".to_owned());
+        }
+        if !is_subnet {
+            return None;
+        }
+        match self.imports {
+            Imports::All => None,
+            Imports::Listed(listed) if listed.iter().any(|net| net.contains(&prefix)) => None,
+            Imports::Listed(_) => Some("is not listed in imports.cidrs".to_owned()),
+            Imports::None => Some("imports.mode is none".to_owned()),
+        }
     }
 }
 
@@ -162,7 +183,9 @@ mod tests {
         let own = Own {
             mesh: &[net("100.112.0.1/32"), net("10.9.0.0/24")],
             protected: &[net("10.96.0.0/12")],
+            behind: &[net("10.244.0.0/16")],
             connected: &[net("192.168.1.7/24"), net("100.64.3.4/10")],
+            imports: &Imports::All,
         };
         for (prefix, refused) in [
             ("192.168.1.0/24", Some("192.168.1.0/24, a network of this host")),
@@ -174,6 +197,8 @@ mod tests {
             ("10.9.0.0/24", Some("this node has")),
             ("10.100.0.0/16", Some("the configuration protects")),
             ("10.100.0.1/32", Some("the configuration protects")),
+            ("10.244.7.0/24", Some("overlaps 10.244.0.0/16, which is behind this node")),
+            ("10.244.7.1/32", Some("with mapTo")),
             ("0.0.0.0/0", Some("never imported")),
             ("169.254.1.0/24", Some("never imported")),
             ("fe80::/64", Some("never imported")),
@@ -187,6 +212,26 @@ mod tests {
                 }
                 None => assert_eq!(refusal, None, "{prefix}"),
             }
+        }
+    }
+
+    #[test]
+    fn imports_choose_subnets_and_never_members() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let listed = Imports::Listed(vec![net("10.200.0.0/16")]);
+        let refusal = |imports: &Imports, prefix: &str| {
+            let own = Own { mesh: &[], protected: &[], behind: &[], connected: &[], imports };
+            own.refusal(net(prefix))
+        };
+        for (prefix, of_listed, of_none) in [
+            ("10.200.3.0/24", None, Some("imports.mode is none")),
+            ("10.200.0.0/15", Some("is not listed in imports.cidrs"), Some("imports.mode is none")),
+            ("10.201.0.0/24", Some("is not listed in imports.cidrs"), Some("imports.mode is none")),
+            ("100.112.0.9/32", None, None),
+            ("fd00::9/128", None, None),
+        ] {
+            assert_eq!(refusal(&listed, prefix).as_deref(), of_listed, "{prefix}");
+            assert_eq!(refusal(&Imports::None, prefix).as_deref(), of_none, "{prefix}");
         }
     }
 }
