@@ -2,7 +2,7 @@
 //!
 //! The task owns the engine. It wakes on punts of the data plane, tunnel events, commands, changes of the host's network,
 //! resolved names and the engine's deadline. Cancelling it makes the engine leave first: LSAs are withdrawn and the
-//! sessions told, then it ends.
+//! sessions told, then it ends; unless its successor goes on with what there is ([`Departure`]), then it just ends.
 
 mod host;
 mod names;
@@ -30,11 +30,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use wire::id::NodeId;
 
 pub use self::{
-    host::{HostState, HostTask},
+    host::{Departure, HostParts, HostState, HostTask},
     names::Name,
 };
 use crate::{
-    netmon::Interfaces,
+    netmon::{Interfaces, Kind},
+    nft::Translation,
     resolve::{self, Resolver},
     task::{CancellationToken, TaskGroup},
     tunnel::{TunnelEvent, Tunnels},
@@ -76,6 +77,7 @@ pub enum Command {
     Configure {
         config: Box<Config>,
         names: Vec<Name>,
+        translation: Translation,
     },
 }
 
@@ -128,6 +130,7 @@ pub struct Parts {
     pub resolver: Option<Resolver>,
     pub names: Vec<Name>,
     pub persist: mpsc::Sender<Persist>,
+    pub departure: Departure,
     /// Told of what happens, for counting; it must not block.
     pub observer: Observer,
 }
@@ -168,6 +171,7 @@ pub struct Driver {
     interfaces: watch::Receiver<Interfaces>,
     names: names::Names,
     persist: mpsc::Sender<Persist>,
+    departure: Departure,
     observer: Observer,
     /// Bootstrap names that do not resolve, and why.
     unresolved: BTreeMap<usize, resolve::Failure>,
@@ -194,6 +198,7 @@ impl Driver {
             interfaces: parts.interfaces,
             names,
             persist: parts.persist,
+            departure: parts.departure,
             observer: parts.observer,
             unresolved: BTreeMap::new(),
             dials: BTreeMap::new(),
@@ -224,6 +229,9 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = token.cancelled(), if leave_until.is_none() => {
+                    if self.departure.stays() {
+                        return;
+                    }
                     leave_until = Some(tokio::time::Instant::now() + LEAVE_WITHIN);
                     self.input(Input::Leave);
                 }
@@ -437,8 +445,11 @@ impl Driver {
                 }
                 let _ = answer.send(peer.is_some());
             }
-            Command::Configure { config, names } => {
+            Command::Configure { config, names, translation } => {
                 self.unresolved.clear();
+                if let Some(host) = &self.host {
+                    host.translate(translation);
+                }
                 self.input(Input::Configure(config));
                 self.names.set(names);
             }
@@ -492,7 +503,7 @@ impl Driver {
         let underlay = interfaces
             .list
             .iter()
-            .filter(|interface| interface.up && interface.kind == crate::netmon::Kind::Underlay)
+            .filter(|interface| interface.up && interface.kind == Kind::Underlay)
             .map(|interface| Interface {
                 name: interface.name.clone(),
                 mtu: interface.mtu,
@@ -500,6 +511,17 @@ impl Driver {
             })
             .collect();
         self.input(Input::Underlay(underlay));
+        let Some(host) = &self.host else { return };
+        let networks = interfaces
+            .list
+            .iter()
+            .filter(|interface| match interface.kind {
+                Kind::Container | Kind::Tunnel => interface.name != host.tun(),
+                Kind::Underlay | Kind::Loopback => false,
+            })
+            .flat_map(|interface| interface.addresses.iter().copied().filter(is_routable))
+            .collect();
+        self.input(Input::Networks(networks));
     }
 }
 

@@ -17,10 +17,13 @@
 //! ([`table_of`], 24 bits), the nft table carries that name, and everything is found again by table
 //! and protocol number together. The mark is common to all, so no instance runs inside another.
 
+pub mod drift;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::IpAddr,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -38,6 +41,7 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
         rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
     },
+    sys::AsyncSocket as _,
 };
 
 use crate::task::TaskGroup;
@@ -76,6 +80,8 @@ pub struct HostConfig {
     pub addresses: BTreeSet<IpNet>,
     /// Prefixes in the mesh, with the source address to prefer.
     pub routes: BTreeMap<IpNet, Option<IpAddr>>,
+    /// Prefixes whose routes stay if they are there, though nobody asks for them.
+    pub spared: BTreeSet<IpNet>,
     /// Networks behind this node: forwarding is switched on where they are and on the TUN.
     pub exports: BTreeSet<IpNet>,
     pub table: u32,
@@ -161,6 +167,7 @@ pub struct Netlink {
     /// Interfaces on which we switched forwarding on.
     forwarded: BTreeSet<u32>,
     requests: u64,
+    own: Arc<drift::Own>,
 }
 
 impl HostConfig {
@@ -173,6 +180,7 @@ impl HostConfig {
             mtu,
             addresses: BTreeSet::new(),
             routes: BTreeMap::new(),
+            spared: BTreeSet::new(),
             exports: BTreeSet::new(),
             rule_priority: RULE_PRIORITY,
             fwmark: FWMARK,
@@ -185,6 +193,7 @@ impl HostConfig {
         let Self { rule_priority: priority, fwmark, fwmask, table, .. } = *self;
         self.routes
             .keys()
+            .chain(&self.spared)
             .map(|prefix| matches!(prefix, IpNet::V6(_)))
             .map(|v6| Rule { v6, priority, fwmark, fwmask, table })
             .collect()
@@ -197,9 +206,28 @@ impl Netlink {
     /// # Errors
     /// When the system gives no netlink socket.
     pub fn new(group: &TaskGroup) -> io::Result<Self> {
-        let handle = open(group)?;
+        let own = Arc::new(drift::Own::default());
+        let handle = open(group, &own)?;
         let group = group.clone();
-        Ok(Self { group, handle, known: None, forwarded: BTreeSet::new(), requests: 0 })
+        Ok(Self { group, handle, known: None, forwarded: BTreeSet::new(), requests: 0, own })
+    }
+
+    /// What tells our own changes from those of others, for [`drift::watch`].
+    pub fn own(&self) -> Arc<drift::Own> {
+        Arc::clone(&self.own)
+    }
+
+    /// The prefixes that a predecessor routes by a table.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub async fn found(&mut self, table: u32) -> Result<BTreeSet<IpNet>, Error> {
+        Ok(self.routes(table).await?.into_keys().collect())
+    }
+
+    /// Whether exactly this was applied, and nothing of it failed.
+    pub fn is_applied(&self, config: &HostConfig) -> bool {
+        self.known.as_ref().is_some_and(|(applied, _)| applied == config)
     }
 
     /// Makes the host as `desired`. One change that fails does not keep the others back.
@@ -290,6 +318,7 @@ impl Netlink {
     async fn read(&mut self, desired: &HostConfig) -> Result<Actual, Error> {
         let link = self.link(LinkAttribute::IfName(desired.tun.clone()), 0).await?;
         let index = link.header.index;
+        self.own.index.store(index, Ordering::Relaxed);
         let mut forwarding = BTreeMap::new();
         if !desired.exports.is_empty() {
             forwarding.insert(index, forwards(&link));
@@ -479,7 +508,7 @@ impl Netlink {
             Ok(replies) => replies,
             Err(_) => {
                 // The socket failed before; another one may do.
-                self.handle = open(&self.group).map_err(Error::Kernel)?;
+                self.handle = open(&self.group, &self.own).map_err(Error::Kernel)?;
                 self.handle.request(message).map_err(|_| Error::NoAnswer)?
             }
         };
@@ -516,8 +545,11 @@ impl Error {
     }
 }
 
-fn open(group: &TaskGroup) -> io::Result<rtnetlink::Handle> {
-    let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+fn open(group: &TaskGroup, own: &drift::Own) -> io::Result<rtnetlink::Handle> {
+    let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+    // The kernel would give it a port only with the first message.
+    let address = connection.socket_mut().socket_mut().bind_auto()?;
+    own.port.store(address.port_number(), Ordering::Relaxed);
     group.spawn_transient("netlink", async move {
         connection.await;
         Ok(())
@@ -543,7 +575,7 @@ fn plan(desired: &HostConfig, actual: &Actual) -> Vec<Change> {
     changes.extend(rules.difference(&actual.rules).copied().map(Change::AddRule));
     changes.extend(actual.rules.difference(&rules).copied().map(Change::RemoveRule));
     for prefix in actual.routes.keys() {
-        if !desired.routes.contains_key(prefix) {
+        if !desired.routes.contains_key(prefix) && !desired.spared.contains(prefix) {
             changes.push(Change::RemoveRoute(*prefix));
         }
     }
@@ -754,6 +786,17 @@ impl fmt::Display for Change {
             Self::AddRule(rule) => write!(f, "add rule to table {}", rule.table),
             Self::RemoveRule(rule) => write!(f, "remove rule to table {}", rule.table),
             Self::Forward(interface) => write!(f, "forward on interface {interface}"),
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ipv6ForwardingOff => f.write_str(
+                "IPv6 networks are exported and this host does not forward IPv6: \
+                 switch it on with `sysctl -w net.ipv6.conf.all.forwarding=1`",
+            ),
         }
     }
 }

@@ -121,6 +121,13 @@ impl UdpSockets {
         self.table.load().get(&id).is_some_and(|socket| socket.send_one(remote, datagram, ttl))
     }
 
+    /// Wakes all watchers, for something else that they look at then.
+    pub fn wake(&self) {
+        for watcher in &self.lock().watchers {
+            watcher.wake();
+        }
+    }
+
     /// Wakes `watcher` whenever the table changes.
     pub fn watch(&self, watcher: Arc<Wake>) {
         self.lock().watchers.push(watcher);

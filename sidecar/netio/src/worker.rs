@@ -100,18 +100,14 @@ impl Worker {
     fn new(plane: Arc<Plane>) -> io::Result<Self> {
         let (ready, wake) = (Ready::new()?, Arc::new(Wake::new()?));
         ready.add(wake.as_raw_fd(), TOKEN_WAKE)?;
-        let tun = plane.tun().cloned();
-        if let Some(tun) = &tun {
-            ready.add(tun.as_raw_fd(), TOKEN_TUN)?;
-        }
         let mut worker = Self {
             plane,
             wake,
             ready,
             table: Arc::default(),
-            read_buf: vec![0; if tun.is_some() { READ_LEN } else { 0 }].into_boxed_slice(),
+            read_buf: Box::default(),
             receive_buf: vec![0; wire::datagram::MAX_DATAGRAM].into_boxed_slice(),
-            tun,
+            tun: None,
             tun_is_hot: true,
             hot: Vec::new(),
             outbox: Outbox::default(),
@@ -120,6 +116,7 @@ impl Worker {
         };
         worker.plane.sockets().watch(worker.wake.clone());
         worker.follow_table();
+        worker.follow_tun();
         Ok(worker)
     }
 
@@ -146,9 +143,17 @@ impl Worker {
         let now = Instant::now();
         let mut moved = false;
 
+        let mut is_gone = false;
         if let Some(tun) = self.tun.as_ref().filter(|_| self.tun_is_hot) {
             for _ in 0..TUN_READS {
-                let Ok(Some((virtio, packet))) = tun.read(&mut self.read_buf) else { break };
+                let (virtio, packet) = match tun.read(&mut self.read_buf) {
+                    Ok(Some(read)) => read,
+                    Ok(None) => break,
+                    Err(error) => {
+                        is_gone = Tun::is_gone(&error);
+                        break;
+                    }
+                };
                 moved = true;
                 let reply =
                     fastpath::encapsulate(&fib, &virtio, packet, now, &mut self.outbox, &mut sink);
@@ -157,6 +162,10 @@ impl Worker {
                 }
             }
             self.outbox.flush(&mut sink);
+        }
+        if is_gone && let Some(tun) = self.tun.take() {
+            self.ready.remove(tun.as_raw_fd());
+            self.plane.lose_tun(&tun);
         }
         let (receive_buf, inbox) = (&mut self.receive_buf, &mut self.inbox);
         for socket in &self.hot {
@@ -195,8 +204,33 @@ impl Worker {
         if is_woken {
             self.wake.clear();
             self.follow_table();
+            self.follow_tun();
         }
         Ok(())
+    }
+
+    /// Reads from the newest TUN and from no other.
+    fn follow_tun(&mut self) {
+        let tun = self.plane.tun();
+        let is_same = match (&tun, &self.tun) {
+            (Some(new), Some(old)) => Arc::ptr_eq(new, old),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if is_same {
+            return;
+        }
+        if let Some(old) = &self.tun {
+            self.ready.remove(old.as_raw_fd());
+        }
+        if let Some(new) = &tun {
+            if let Err(error) = self.ready.add(new.as_raw_fd(), TOKEN_TUN) {
+                tracing::warn!(%error, "Cannot wait for the TUN");
+            }
+            self.read_buf = vec![0; READ_LEN].into_boxed_slice();
+        }
+        self.tun = tun;
+        self.tun_is_hot = true;
     }
 
     /// Reads from the sockets of the newest table and from no others.

@@ -142,6 +142,63 @@ fn exports_switch_forwarding_on_where_they_are_and_off_again() {
 }
 
 #[test]
+fn spared_routes_stay_until_they_are_spared_no_more() {
+    in_netns("netlink::tests::spared_routes_stay_until_they_are_spared_no_more", async |group| {
+        run_ip("tuntap add dev ezs0 mode tun");
+        let mut before = Netlink::new(&group).unwrap();
+        before.apply(&desired()).await.unwrap();
+        let mut successor = Netlink::new(&group).unwrap();
+        let mut less = HostConfig::new("ezs0", 1320);
+        less.addresses = desired().addresses;
+        less.spared = successor.found(less.table).await.unwrap();
+
+        let report = successor.apply(&less).await.unwrap();
+
+        assert_eq!((report.changed, report.failed.len()), (0, 0), "{report:?}");
+        assert!(run_ip("route get 100.112.9.9").contains("dev ezs0"));
+
+        less.spared.clear();
+        assert_eq!(successor.apply(&less).await.unwrap().changed, 2 + 2);
+    });
+}
+
+#[test]
+fn only_what_others_change_is_drift() {
+    in_netns("netlink::tests::only_what_others_change_is_drift", async |group| {
+        run_ip("tuntap add dev ezs0 mode tun");
+        let mut netlink = Netlink::new(&group).unwrap();
+        let mut desired = desired();
+        netlink.apply(&desired).await.unwrap();
+        let mut changes = drift::watch("ezs0", netlink.own(), &group);
+        let quiet = Duration::from_millis(100);
+        desired.routes.insert(net("10.42.0.0/24"), None);
+        netlink.apply(&desired).await.unwrap();
+        run_ip("route add 10.55.0.0/16 dev lo");
+        assert!(tokio::time::timeout(quiet, changes.recv()).await.is_err());
+
+        let table = desired.table;
+        for hand in [
+            format!("route del 10.42.0.0/24 table {table}"),
+            format!("rule del lookup {table}"),
+            "addr del 100.112.0.1/16 dev ezs0".to_owned(),
+            "link set ezs0 mtu 1400".to_owned(),
+            "link set ezs0 down".to_owned(),
+        ] {
+            run_ip(&hand);
+            let told = tokio::time::timeout(Duration::from_secs(1), changes.recv()).await;
+            assert!(told.is_ok(), "{hand}");
+            // What follows from it: routes that go with an address, say.
+            while tokio::time::timeout(quiet, changes.recv()).await.is_ok() {}
+        }
+
+        netlink.resync();
+        let report = netlink.apply(&desired).await.unwrap();
+        assert!(report.failed.is_empty() && report.changed >= 4, "{report:?}");
+        assert!(run_ip("route get 10.42.0.9").contains("dev ezs0"));
+    });
+}
+
+#[test]
 fn without_the_interface_there_is_an_error() {
     in_netns("netlink::tests::without_the_interface_there_is_an_error", async |group| {
         let mut netlink = Netlink::new(&group).unwrap();

@@ -20,6 +20,7 @@ const DEVICE: &str = "/dev/net/tun";
 
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
+const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
 
 const IFF_TUN: u16 = 0x0001;
@@ -35,7 +36,7 @@ const OFFLOAD_UDP6: libc::c_ulong = 0x40;
 /// A virtio header and the longest packet.
 pub const READ_LEN: usize = VIRTIO_LEN + offload::MAX_PACKET;
 
-/// A TUN device; it is gone when the last handle is.
+/// A TUN device; it is gone when the last handle is, unless it was made to stay ([`Tun::persist`]).
 #[derive(Debug)]
 pub struct Tun {
     fd: OwnedFd,
@@ -140,6 +141,21 @@ impl Tun {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether the device, with its addresses and routes, outlives this process. Whoever opens it next takes it over.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub fn persist(&self, stays: bool) -> io::Result<()> {
+        let stays = libc::c_ulong::from(stays);
+        // SAFETY: TUNSETPERSIST takes its argument by value.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), TUNSETPERSIST, stays) })
+    }
+
+    /// Whether an error of [`Tun::read`] says that somebody removed the device.
+    pub fn is_gone(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(libc::EBADFD)
     }
 
     /// What is in force.

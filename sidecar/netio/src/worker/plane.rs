@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use engine::{
     drops::{DropReason, Drops},
     fastpath::{self, Inbox, Outbox, Punt, Sink},
@@ -26,20 +26,21 @@ use crate::{
 /// The tables and the ports.
 pub struct Plane {
     fib: Arc<ArcSwap<Fib>>,
-    tun: Option<Arc<Tun>>,
+    tun: ArcSwapOption<Tun>,
     sockets: Arc<UdpSockets>,
     punts: PuntSender,
     tunnels: OnceLock<Tunnels>,
 }
 
 impl Plane {
-    /// Without a TUN this is a server or a test: what would be delivered is dropped.
+    /// Without a TUN this is a server, a test, or a node whose host has none yet: what would be delivered is dropped.
     pub fn new(
         fib: Arc<ArcSwap<Fib>>,
         tun: Option<Arc<Tun>>,
         sockets: Arc<UdpSockets>,
         punts: PuntSender,
     ) -> Self {
+        let tun = ArcSwapOption::from(tun);
         Self { fib, tun, sockets, punts, tunnels: OnceLock::new() }
     }
 
@@ -52,8 +53,19 @@ impl Plane {
         &self.fib
     }
 
-    pub fn tun(&self) -> Option<&Arc<Tun>> {
-        self.tun.as_ref()
+    pub fn tun(&self) -> Option<Arc<Tun>> {
+        self.tun.load_full()
+    }
+
+    /// Takes a TUN into use; the workers read from it from now on.
+    pub fn set_tun(&self, tun: Arc<Tun>) {
+        self.tun.store(Some(tun));
+        self.sockets.wake();
+    }
+
+    /// Forgets a TUN that is gone, unless there is another one already.
+    pub fn lose_tun(&self, gone: &Arc<Tun>) {
+        self.tun.compare_and_swap(gone, None);
     }
 
     pub fn sockets(&self) -> &UdpSockets {
@@ -119,7 +131,7 @@ impl Plane {
 
 impl fmt::Debug for Plane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Plane").field("tun", &self.tun).finish_non_exhaustive()
+        f.debug_struct("Plane").field("tun", &self.tun.load()).finish_non_exhaustive()
     }
 }
 
@@ -136,7 +148,8 @@ impl<'a> PlaneSink<'a> {
     }
 
     pub(super) fn deliver_one(&self, packet: &[u8]) {
-        let written = self.plane.tun.as_ref().is_some_and(|tun| tun.deliver_one(packet).is_ok());
+        let tun = self.plane.tun.load();
+        let written = tun.as_ref().is_some_and(|tun| tun.deliver_one(packet).is_ok());
         if !written {
             self.drops.count(DropReason::TunWrite);
         }
@@ -178,7 +191,7 @@ impl Sink for PlaneSink<'_> {
 
     #[inline]
     fn deliver(&mut self, buf: &mut [u8], deliveries: &[Delivery]) {
-        let refused = match &self.plane.tun {
+        let refused = match &*self.plane.tun.load() {
             Some(tun) => tun.deliver(buf, deliveries),
             None => deliveries.len(),
         };
