@@ -116,8 +116,9 @@ pub struct Engine {
     bootstraps: Vec<Entry>,
     links: BTreeMap<NodeId, Adjacency>,
     sockets: Vec<Socket>,
-    /// Networks that the host is connected to.
+    /// Networks that the host is connected to: where the underlay runs, and where it does not.
     connected: Vec<IpNet>,
+    networks: Vec<IpNet>,
     next_dial: u32,
 
     lsdb: Lsdb,
@@ -204,6 +205,7 @@ impl Engine {
             links: BTreeMap::new(),
             sockets: Vec::new(),
             connected: Vec::new(),
+            networks: Vec::new(),
             next_dial: 0,
             lsdb: Lsdb::new(Limits::MEMBER),
             flood: Flood::default(),
@@ -272,6 +274,13 @@ impl Engine {
                 }
                 self.connected = connected;
                 self.underlay_changed(now);
+            }
+            Input::Networks(networks) => {
+                if networks != self.networks {
+                    self.networks = networks;
+                    self.throttle.request(now);
+                    self.fib_dirty = true;
+                }
             }
             Input::Bootstrap { index, addrs } => self.on_resolved(index, addrs, now),
             Input::TunnelUp { id, carrier, remote, dial } => {

@@ -29,6 +29,8 @@ pub enum Input<'a> {
     Sockets(Vec<Socket>),
     /// The addresses of the host where the underlay may run, after a change of them.
     Underlay(Vec<Interface>),
+    /// Networks of the host where the underlay does not run: of containers, pods, other tunnels. Not imported.
+    Networks(Vec<IpNet>),
     /// Addresses of a bootstrap entry, resolved.
     Bootstrap { index: usize, addrs: Vec<SocketAddr> },
     /// A stream connection is there, dialled by us (with the number of the dial) or accepted.

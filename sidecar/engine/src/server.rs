@@ -247,6 +247,7 @@ impl Server {
             Input::Outbound { .. }
             | Input::Active { .. }
             | Input::Underlay(_)
+            | Input::Networks(_)
             | Input::Bootstrap { .. }
             | Input::TunnelUp { .. }
             | Input::TunnelDown { id: None, .. }

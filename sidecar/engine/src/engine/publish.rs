@@ -29,7 +29,8 @@ impl Engine {
     }
 
     pub(super) fn local(&self) -> Local {
-        let reserved = [&self.config.behind, &self.config.protected, &self.connected];
+        let reserved =
+            [&self.config.behind, &self.config.protected, &self.connected, &self.networks];
         Local {
             addresses: self.host.addresses.iter().map(IpNet::addr).collect(),
             exports: self.config.exports.clone(),

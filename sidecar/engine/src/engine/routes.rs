@@ -281,12 +281,28 @@ impl Engine {
         };
         self.by_short.insert(node.short(), node);
         let serial = certified.serial;
+        let boot = |seq: u64| seq >> 32;
+        let has_restarted =
+            self.topology.member(node).is_some_and(|member| boot(member.seq) < boot(seq));
         self.topology.set_member(node, Member { keys, serial, attributes, body, seq });
+        if has_restarted {
+            self.on_restarted(node, now);
+        }
         self.settle_claim(now);
         self.throttle.request(now);
         self.link_if_neighbour(node, now);
         if self.links.contains_key(&node) {
             self.fib_dirty = true;
+        }
+    }
+
+    /// A node came back without having left: it knows nothing of our session, and may have nothing to send by itself.
+    fn on_restarted(&mut self, node: NodeId, now: Instant) {
+        let is_stale = self.peers.get(&node).is_some_and(|peer| {
+            peer.handshake.is_none() && peer.sessions.sending().is_some()
+        });
+        if is_stale {
+            self.initiate(node, now);
         }
     }
 
@@ -325,11 +341,13 @@ impl Engine {
             }
             self.drain_agent(node, now);
         }
+        let connected: Vec<IpNet> =
+            self.connected.iter().chain(&self.networks).copied().collect();
         let own = rib::Own {
             mesh: &self.own_nets(),
             protected: &self.config.protected,
             behind: &self.config.behind,
-            connected: &self.connected,
+            connected: &connected,
             imports: &self.config.imports,
         };
         let rib = rib::compute(self.me, own, &self.reachable, &self.topology);
