@@ -61,6 +61,7 @@ pub enum Request {
     Ping { peer: String },
     ConfigShow,
     Reload,
+    Retire,
 }
 
 impl Request {
@@ -78,6 +79,7 @@ impl Request {
             Self::Ping { .. } => "ping",
             Self::ConfigShow => "config_show",
             Self::Reload => "config_reload",
+            Self::Retire => "retire",
         }
     }
 }
@@ -88,7 +90,24 @@ pub struct Answers {
     pub commands: mpsc::Sender<Command>,
     pub facts: Arc<Facts>,
     pub metrics: Metrics,
-    pub reload: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
+    pub orders: mpsc::Sender<Order>,
+}
+
+/// What the node itself is told; answered with a sentence either way.
+#[derive(Debug)]
+pub enum Order {
+    /// Read the configuration again.
+    Reload(oneshot::Sender<Result<String, String>>),
+    /// Leave for good and remove what was made. Answered when that is kept, before it is done.
+    Retire(oneshot::Sender<Result<String, String>>),
+}
+
+/// Who answers at the admin socket.
+#[derive(Clone, Debug)]
+pub enum Desk {
+    Node(Answers),
+    /// No node runs; all there is to say is why.
+    Lobby(Arc<view::Status>),
 }
 
 /// Listens where `admin` says; the task ends with its group and removes a unix socket. Returns the address bound by TCP.
@@ -98,13 +117,13 @@ pub struct Answers {
 pub async fn listen(
     admin: &Admin,
     token: Option<Secret>,
-    answers: Answers,
+    desk: Desk,
     group: &TaskGroup,
 ) -> Result<Option<SocketAddr>, Failure> {
     match (admin, token) {
-        (Admin::Unix(path), _) => listen_unix(path, answers, group).await.map(|()| None),
+        (Admin::Unix(path), _) => listen_unix(path, desk, group).await.map(|()| None),
         (Admin::Tcp { host, port }, Some(token)) => {
-            listen_tcp(host, *port, &token, answers, group).await.map(Some)
+            listen_tcp(host, *port, &token, desk, group).await.map(Some)
         }
         (Admin::Tcp { .. }, None) => {
             Err(Failure::usage("The admin socket has no token", "Give --admin-token-file FILE."))
@@ -112,7 +131,7 @@ pub async fn listen(
     }
 }
 
-async fn listen_unix(path: &Path, answers: Answers, group: &TaskGroup) -> Result<(), Failure> {
+async fn listen_unix(path: &Path, desk: Desk, group: &TaskGroup) -> Result<(), Failure> {
     let failed = |error: io::Error| {
         Failure::failed(
             format!("Cannot listen on the admin socket {}: {error}", path.display()),
@@ -150,9 +169,9 @@ async fn listen_unix(path: &Path, answers: Answers, group: &TaskGroup) -> Result
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let answers = answers.clone();
+            let desk = desk.clone();
             connections.spawn_transient("admin connection", async move {
-                let handler = |_method, body: Vec<u8>| answer(answers.clone(), body);
+                let handler = |_method, body: Vec<u8>| answer(desk.clone(), body);
                 // A caller that hangs up is no error of ours.
                 let _ = rpc::driver::serve(stream, handler).await;
                 Ok(())
@@ -168,7 +187,7 @@ async fn listen_tcp(
     host: &str,
     port: u16,
     token: &Secret,
-    answers: Answers,
+    desk: Desk,
     group: &TaskGroup,
 ) -> Result<SocketAddr, Failure> {
     let ports = if port == 0 {
@@ -200,19 +219,19 @@ async fn listen_tcp(
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let (answers, key) = (answers.clone(), Arc::clone(&key));
+            let (desk, key) = (desk.clone(), Arc::clone(&key));
             connections.spawn_transient("admin connection", async move {
                 let mut nonce = [0; NONCE_LEN];
                 if state::random(&mut nonce).is_err() {
                     return Ok(());
                 }
                 let handler = |method, body: Vec<u8>| {
-                    let (answers, key) = (answers.clone(), Arc::clone(&key));
+                    let (desk, key) = (desk.clone(), Arc::clone(&key));
                     async move {
                         if method == HELLO {
                             return Ok(nonce.to_vec());
                         }
-                        answer(answers, proven(&key, nonce, &body)?).await
+                        answer(desk, proven(&key, nonce, &body)?).await
                     }
                 };
                 // A caller that hangs up is no error of ours.
@@ -232,9 +251,21 @@ fn proven(key: &hmac::Key, nonce: [u8; NONCE_LEN], body: &[u8]) -> Result<Vec<u8
     Ok(request.to_vec())
 }
 
-async fn answer(answers: Answers, body: Vec<u8>) -> Result<Vec<u8>, CallFailure> {
+async fn answer(desk: Desk, body: Vec<u8>) -> Result<Vec<u8>, CallFailure> {
     let request: Request = serde_json::from_slice(&body)
         .map_err(|error| CallFailure::new(Reason::Malformed, format!("not a request: {error}")))?;
+    let answers = match (desk, &request) {
+        (Desk::Node(answers), _) => answers,
+        (Desk::Lobby(status), Request::Status) => {
+            return to_json(&*status)
+                .map_err(|error| CallFailure::new(Reason::Failed, error.to_string()));
+        }
+        (Desk::Lobby(status), _) => {
+            let why = status.conditions.first().map(|condition| condition.message.clone());
+            let why = why.unwrap_or_else(|| "it waits".to_owned());
+            return Err(CallFailure::new(Reason::Failed, format!("no node runs here: {why}")));
+        }
+    };
     let (method, began) = (request.as_str(), Instant::now());
     let outcome = decide(&answers, request).await;
     answers.metrics.called(method, outcome.as_ref().err(), began.elapsed());
@@ -270,14 +301,8 @@ async fn decide(answers: &Answers, request: Request) -> Result<Vec<u8>, CallFail
             }
         }
         Request::ConfigShow => to_json(&answers.facts.applied().settings),
-        Request::Reload => {
-            let (sender, receiver) = oneshot::channel();
-            answers.reload.send(sender).await.map_err(|_| gone())?;
-            match receiver.await.map_err(|_| gone())? {
-                Ok(message) => to_json(&message),
-                Err(message) => return Err(CallFailure::new(Reason::Failed, message)),
-            }
-        }
+        Request::Reload => to_json(&answers.order(Order::Reload).await?),
+        Request::Retire => to_json(&answers.order(Order::Retire).await?),
     };
     json.map_err(|error| CallFailure::new(Reason::Failed, error.to_string()))
 }
@@ -286,6 +311,16 @@ impl Answers {
     /// The node as it is now.
     pub async fn view(&self) -> Result<View, CallFailure> {
         self.ask(Command::Snapshot).await
+    }
+
+    async fn order(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<String, String>>) -> Order,
+    ) -> Result<String, CallFailure> {
+        let (sender, receiver) = oneshot::channel();
+        self.orders.send(order(sender)).await.map_err(|_| gone())?;
+        let outcome = receiver.await.map_err(|_| gone())?;
+        outcome.map_err(|message| CallFailure::new(Reason::Failed, message))
     }
 
     async fn ask<T>(

@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod lobby;
 mod look;
 mod node;
 mod server;
@@ -127,6 +128,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
         | Command::Events(_)
         | Command::Ping(_)
         | Command::Doctor(_)
+        | Command::Retire(_)
         | Command::Config(ConfigCommand::Show(_) | ConfigCommand::Reload(_))) => {
             runtime()?.block_on(look::run(command))
         }

@@ -48,6 +48,8 @@ pub enum Command {
     Ping(Ping),
     /// Find out what is wrong and what to do about it
     Doctor(Doctor),
+    /// Make the node leave for good and remove what it made; an agent (--standby) then waits to be stopped
+    Retire(Admin),
     /// Make secrets
     #[command(subcommand)]
     Secret(SecretCommand),
@@ -188,6 +190,10 @@ pub struct Run {
     /// Keys and what is kept across restarts [default: /var/lib/easynet]
     #[arg(long, env = "EASYNET_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Be a host's agent: stand by, ready, while another one has the state directory; then go on with its interface,
+    /// address and routes; at the end leave them to the next one (`easynet retire` removes them)
+    #[arg(long, env = "EASYNET_STANDBY")]
+    pub standby: bool,
     /// Serve Prometheus metrics, /livez and /readyz there
     #[arg(long, env = "EASYNET_METRICS", value_name = "HOST:PORT")]
     pub metrics: Option<SocketAddr>,

@@ -196,10 +196,23 @@ pub async fn listen_server(
     serve(addr, Source::Server(commands), group).await
 }
 
+/// Serves `/livez` and `/readyz` on `addr` while no node runs.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn listen_lobby(
+    addr: SocketAddr,
+    is_ready: bool,
+    group: &TaskGroup,
+) -> Result<SocketAddr, Failure> {
+    serve(addr, Source::Lobby { is_ready }, group).await
+}
+
 #[derive(Clone, Debug)]
 enum Source {
     Node(Answers),
     Server(mpsc::Sender<Command>),
+    Lobby { is_ready: bool },
 }
 
 async fn serve(addr: SocketAddr, source: Source, group: &TaskGroup) -> Result<SocketAddr, Failure> {
@@ -272,6 +285,7 @@ async fn is_ready(source: &Source) -> bool {
             Err(_) => false,
         },
         Source::Server(_) => true,
+        Source::Lobby { is_ready } => *is_ready,
     }
 }
 
@@ -282,6 +296,10 @@ async fn text(source: &Source) -> Option<String> {
             let view = answers.view().await.ok()?;
             answers.metrics.register(&mut registry);
             node(&mut registry, &answers.facts.status(&view), &answers.facts.stats(&view));
+            let repairs: Counter = Counter::default();
+            repairs.inc_by(view.host.repairs);
+            let help = "Times that something of ours on the host was put back";
+            registry.register("host_repairs", help, repairs);
         }
         Source::Server(commands) => {
             let (sender, receiver) = oneshot::channel();
@@ -294,6 +312,7 @@ async fn text(source: &Source) -> Option<String> {
             let dropped = dropped.iter().map(|(reason, count)| (reason.as_str(), *count));
             drops(&mut registry, dropped);
         }
+        Source::Lobby { .. } => {}
     }
     let mut process = Registry::default();
     let rss: Gauge = Gauge::default();

@@ -31,6 +31,8 @@ const KEY: &str = "node.key";
 #[serde(default)]
 struct Kept {
     boot: u32,
+    /// Told to leave for good; what it had made is not to be taken over.
+    retired: bool,
     claim: Option<(Ipv4Addr, u64)>,
     /// Base32 of derived master keys by a hash of name and secret, so that the slow derivation runs once.
     masters: BTreeMap<String, String>,
@@ -53,6 +55,19 @@ impl State {
     /// # Errors
     /// When it cannot be written, or another node has it.
     pub fn open(dir: &Path) -> Result<Self, Failure> {
+        Self::try_open(dir)?.ok_or_else(|| {
+            Failure::failed(
+                format!("Another easynet runs with the state directory {}", dir.display()),
+                "Stop it, or give this one a --state-dir of its own.",
+            )
+        })
+    }
+
+    /// The same, or `None` while another node has it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn try_open(dir: &Path) -> Result<Option<Self>, Failure> {
         let choose = "Choose another one with --state-dir, or mend its owner and mode.";
         let failed = |error: io::Error| {
             Failure::failed(
@@ -68,12 +83,11 @@ impl State {
             .mode(0o600)
             .open(dir.join("lock"))
             .map_err(failed)?;
-        lock_file(&lock).map_err(|_| {
-            Failure::failed(
-                format!("Another easynet runs with the state directory {}", dir.display()),
-                "Stop it, or give this one a --state-dir of its own.",
-            )
-        })?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
+        }
         let mut warnings = Vec::new();
         let kept = match fs::read(dir.join("state.json")) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
@@ -85,7 +99,7 @@ impl State {
             }),
             Err(_) => Kept::default(),
         };
-        Ok(Self { dir: dir.to_owned(), kept, _lock: lock, warnings })
+        Ok(Some(Self { dir: dir.to_owned(), kept, _lock: lock, warnings }))
     }
 
     /// The node's identity; made at the first start.
@@ -132,6 +146,23 @@ impl State {
         master
     }
 
+    /// Whether the node was told to leave for good ([`State::set_retired`]).
+    pub fn retired(&self) -> bool {
+        self.kept.retired
+    }
+
+    /// Keeps that the node shall not come back by itself, or that it may.
+    ///
+    /// # Errors
+    /// When it cannot be kept: whoever asked must not believe it.
+    pub fn set_retired(&mut self, retired: bool) -> io::Result<()> {
+        if self.kept.retired == retired {
+            return Ok(());
+        }
+        self.kept.retired = retired;
+        self.try_save()
+    }
+
     pub fn claim(&self) -> Option<(Ipv4Addr, u64)> {
         self.kept.claim
     }
@@ -145,12 +176,13 @@ impl State {
 
     /// A full disk is no reason to stop: the mesh goes on, and the next start knows less.
     fn save(&self) {
-        let saved = serde_json::to_vec(&self.kept)
-            .map_err(io::Error::from)
-            .and_then(|bytes| write(&self.dir.join("state.json"), &bytes));
-        if let Err(error) = saved {
+        if let Err(error) = self.try_save() {
             tracing::warn!(%error, "Could not keep the state; going on without");
         }
+    }
+
+    fn try_save(&self) -> io::Result<()> {
+        write(&self.dir.join("state.json"), &serde_json::to_vec(&self.kept)?)
     }
 }
 
@@ -215,14 +247,6 @@ fn set_aside(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn lock_file(file: &File) -> io::Result<()> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-        Err(fs::TryLockError::Error(error)) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -238,12 +262,16 @@ mod tests {
         let boot = state.boot(1000);
         state.set_claim(Some((Ipv4Addr::new(100, 112, 0, 20), 7)));
         assert!(State::open(&dir).unwrap_err().what.contains("Another easynet"));
+        assert!(State::try_open(&dir).unwrap().is_none());
+        assert!(!state.retired());
+        state.set_retired(true).unwrap();
         drop(state);
 
         let mut again = State::open(&dir).unwrap();
 
         assert_eq!(again.identity().unwrap().node(), id);
         assert!(again.boot(1000) > boot);
+        assert!(again.retired());
         assert_eq!(again.claim(), Some((Ipv4Addr::new(100, 112, 0, 20), 7)));
         let mode = |name: &str| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("node.key"), mode("state.json"), mode("")), (0o600, 0o600, 0o700));

@@ -26,7 +26,8 @@ use wire::{
 pub struct Facts {
     pub network: String,
     pub hostname: String,
-    pub tun: Option<Tun>,
+    /// The TUN device, or why there is none.
+    pub tun: ArcSwap<Result<Tun, String>>,
     pub listeners: Vec<Listener>,
     pub sockets: Arc<UdpSockets>,
     pub started: Instant,
@@ -339,7 +340,7 @@ impl Facts {
             ready: view.host.applied && attached,
             ipv4: address(true),
             ipv6: address(false),
-            tun: self.tun.clone(),
+            tun: (**self.tun.load()).clone().ok(),
             listeners: self.listeners.clone(),
             conditions: self.conditions(view, &servers),
             servers,
@@ -369,7 +370,7 @@ impl Facts {
         if crate::app::aead() & wire::control::AEAD_AES != 0 {
             names.push("aes-256-gcm");
         }
-        if let Some(tun) = &self.tun {
+        if let Ok(tun) = &**self.tun.load() {
             let offload = &tun.offload;
             names.extend(
                 [
@@ -615,6 +616,46 @@ impl Facts {
     }
 }
 
+impl Status {
+    /// Of a process in which no node runs, for a reason that is no fault.
+    pub fn lobby(hostname: String, node_id: Option<String>, reason: &str, message: &str) -> Self {
+        let now = rfc3339(SystemTime::now());
+        let unknown = || "unknown".to_owned();
+        Self {
+            network: String::new(),
+            network_id: String::new(),
+            node_id: node_id.unwrap_or_default(),
+            hostname,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: now.clone(),
+            uptime_s: 0,
+            ready: true,
+            ipv4: None,
+            ipv6: None,
+            tun: None,
+            listeners: Vec::new(),
+            servers: Vec::new(),
+            peers: PeerCounts::default(),
+            config: Config { source: String::new(), revision: 0, applied_at: now },
+            nat: Nat {
+                v4: NatV4 {
+                    mapping: unknown(),
+                    filtering: unknown(),
+                    allocation: AllocationView { kind: unknown(), step: None },
+                    hairpin: None,
+                    lifetime_s: None,
+                    external: Vec::new(),
+                },
+                v6: NatV6 { kind: unknown(), external: Vec::new() },
+                udp: unknown(),
+                portmap: None,
+                tested_at: None,
+            },
+            conditions: vec![condition("Active", false, reason, message)],
+        }
+    }
+}
+
 /// A peer by host name, mesh address or the beginning of its id.
 pub fn find<'a>(snapshot: &'a snapshot::Snapshot, name: &str) -> Option<&'a snapshot::Peer> {
     let peers = &snapshot.peers;
@@ -671,6 +712,10 @@ impl Facts {
     fn conditions(&self, view: &View, servers: &[Server]) -> Vec<Condition> {
         let mut conditions =
             vec![connected(servers), host(view), addresses(view), self.listening()];
+        conditions.push(match &**self.tun.load() {
+            Ok(tun) => condition("TunOpen", true, "Open", format!("{} carries packets", tun.name)),
+            Err(why) => condition("TunOpen", false, "Missing", why.clone()),
+        });
         let unmarked = self.sockets.table().values().any(|socket| socket.is_unmarked());
         conditions.push(if unmarked {
             let message = "The kernel refused the mark on a socket: packets of the underlay may loop into the mesh";

@@ -74,7 +74,7 @@ fn what_is_not_understood_is_a_usage_error_with_a_way_on() {
         ("run --network n --mtu 9", "not between 1280 and 9000", "--help"),
         ("run --network n --ipv4 fd00::1", "no IPv4 address", "auto or off"),
         ("run --network n --range 10.0.0.0/40", "--range is \"10.0.0.0/40\"", "100.112.0.0/16"),
-        ("run --network n --export 10.0.0.0", "--export is \"10.0.0.0\"", "10.42.0.0/24"),
+        ("run --network n --export 10.0.0.0", "\"10.0.0.0\" is no subnet", "10.42.0.0/24"),
         ("run --network n --export 10.0.0.0/8=11.0.0.0/9", "cannot be mapped", "run --help"),
         ("run --network n --punch hard", "punch is \"hard\"", "full or light or off"),
         ("run --network n --userspace", "not there yet", "TUN device"),

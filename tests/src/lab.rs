@@ -186,6 +186,27 @@ impl Lab {
         Host { namespace: host, address, resolv_conf: None }
     }
 
+    /// A pod behind a host, with a route by it and no other way; the host routes to it.
+    pub fn pod(&mut self, node: &Host, name: &str, address: &str) -> Host {
+        self.namespace(name);
+        let index = self.links;
+        self.links += 1;
+        let (node, pod) = (&node.namespace, self.full(name));
+        run_ok(&format!(
+            "ip link add eth0 netns {pod} type veth peer name pod{index} netns {node}"
+        ));
+        run_ok(&format!("ip -n {node} addr add 169.254.1.1/32 dev pod{index}"));
+        run_ok(&format!("ip -n {node} link set pod{index} up"));
+        // As every CNI does.
+        run_ok(&format!("ip netns exec {node} sysctl -qw net.ipv4.ip_forward=1"));
+        run_ok(&format!("ip -n {node} route add {address}/32 dev pod{index}"));
+        run_ok(&format!("ip -n {pod} addr add {address}/32 dev eth0"));
+        run_ok(&format!("ip -n {pod} link set eth0 up"));
+        run_ok(&format!("ip -n {pod} route add 169.254.1.1 dev eth0"));
+        run_ok(&format!("ip -n {pod} route add default via 169.254.1.1"));
+        Host { namespace: pod, address: address.to_owned(), resolv_conf: None }
+    }
+
     fn bare_host(&self, name: &str, address: String) -> Host {
         Host { namespace: self.full(name), address, resolv_conf: None }
     }

@@ -50,6 +50,10 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             let rows: Vec<serde_json::Value> = ask(&look.admin, &Request::ConfigShow).await?;
             show(&rows, look.output, |_| config_table(&rows))
         }
+        Command::Retire(admin) => {
+            let message: String = ask(&admin, &Request::Retire).await?;
+            render::print(&message)
+        }
         Command::Config(ConfigCommand::Reload(admin)) => {
             let message: String = ask(&admin, &Request::Reload).await?;
             render::print(&message)

@@ -1,37 +1,38 @@
 //! `easynet run`: puts a node together.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
-use config::{Address4, Address6, Listen, Scheme, Settings};
+use config::{Address4, Address6, ImportMode, Listen, Scheme, Secret, Settings};
 use engine::{
     Engine,
-    config::{Bootstrap, Config, Ipv4Policy, Ipv6Policy, P2p, PunchMode},
+    config::{Bootstrap, Config, Imports, Ipv4Policy, Ipv6Policy, P2p, PunchMode},
     event::Persist,
     fib::Fib,
 };
 use netio::{
-    driver::{Command, Driver, HostTask, Machine, Name, Observer, Parts},
+    driver::{Command, Departure, Driver, HostParts, HostTask, Machine, Name, Observer, Parts},
     netlink::FWMARK,
     netmon, nft,
     port::tun::{Tun, TunError},
     resolve::{self, Resolver},
-    task::TaskGroup,
+    task::{GroupFailure, TaskGroup},
     tunnel::{TunnelConfig, Tunnels},
     udp::UdpSockets,
     worker::{Plane, Worker, punt},
 };
 use session::{identity::Identity, membership};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use wire::{endpoint::Transport, id::NodeKeys};
 
-use super::{aead, second_signal, stop_signal, unix_now};
+use super::{aead, lobby::Lobby, second_signal, stop_signal, unix_now};
 use crate::{
-    admin::{self, Answers},
+    admin::{self, Answers, Desk, Order},
     args::Run,
     error::Failure,
     metrics::{self, Metrics},
@@ -46,6 +47,13 @@ const PORTS_TRIED: usize = 16;
 const FIREWALL_EVERY: Duration = Duration::from_secs(60);
 /// Shutting down may take this long before what is left is named and left.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
+/// An agent in standby looks for the lock this often: what a roll-out costs beyond taking over.
+const STANDBY_LOOK: Duration = Duration::from_millis(20);
+/// A predecessor that was killed has its ports and its TUN for a moment longer than its lock.
+const PREDECESSOR_GONE: Duration = Duration::from_secs(3);
+const PREDECESSOR_LOOK: Duration = Duration::from_millis(10);
+/// How often a TUN is tried that could not be had.
+const TUN_RETRY: Duration = Duration::from_secs(2);
 
 /// Runs a node until it is told to stop.
 pub(super) async fn run(
@@ -62,152 +70,277 @@ pub(super) async fn run(
     };
     let secret = settings::secret(&settings)?;
     let token = settings.admin_token_file.value.as_deref().map(settings::token).transpose()?;
-    let mut state = State::open(&settings.state_dir.value)?;
-    for warning in state.warnings.drain(..) {
-        tracing::warn!("{warning}");
-    }
-    let strength = membership::strength(secret.expose());
-    if strength < membership::WEAK_BITS {
-        tracing::warn!(
-            "The secret is weak (about {strength:.0} bits): make one with `easynet secret new`"
-        );
-    }
-    let identity = Arc::new(state.identity()?);
     let hostname = settings.hostname.value.clone().unwrap_or_else(machine_name);
-    let master = state.master(&network, secret.expose());
-    drop(secret);
-    let unix = unix_now();
-    let boot = state.boot(unix);
-    let config = translate(&settings, &identity, &master, &state, &hostname, (boot, unix));
+    let mut state = if run.standby {
+        let Some(state) = stand_by(&settings, &hostname).await? else { return Ok(()) };
+        state
+    } else {
+        State::open(&settings.state_dir.value)?
+    };
+    let is_agent = run.standby;
+    let lobby = settings.clone();
+    let start = Begin { settings, file, run, matches, network, secret, token, hostname };
+    match start.run(&mut state).await? {
+        Ending::Retired(hostname) if is_agent => {
+            tracing::info!("Retired; waiting to be stopped");
+            let message = "this agent has left for good and removed what it made";
+            let lobby = Lobby::open(&lobby, &hostname, "Retired", message);
+            stop_signal().await;
+            lobby.close().await;
+            Ok(())
+        }
+        Ending::Retired(_) | Ending::Stopped => Ok(()),
+    }
+}
 
-    let group = TaskGroup::new("node");
-    let tun = Arc::new(Tun::open(&settings.tun.value).map_err(|error| {
-        let (what, remedy) = tun_words(&error);
-        Failure::failed(what, remedy)
-    })?);
-    let (mark, sockets) = (Some(FWMARK), Arc::new(UdpSockets::new(Some(FWMARK))));
-    let (punt_sender, punts) = punt::queue();
-    let started = Instant::now();
-    let mut seed = zeroize::Zeroizing::new([0; 32]);
-    state::random(&mut *seed)?;
-    let engine = Engine::new(config, *seed, started);
-    let fib = Arc::new(ArcSwap::from_pointee(Fib::new(
-        engine.node(),
-        started,
-        settings.mtu.value.bytes(),
-    )));
-    let plane =
-        Arc::new(Plane::new(fib, Some(Arc::clone(&tun)), Arc::clone(&sockets), punt_sender));
-    let receiver = Arc::clone(&plane);
-    let (tunnels, tunnel_events) = Tunnels::new(
-        TunnelConfig { fwmark: mark, ..TunnelConfig::default() },
-        group.clone(),
-        Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now())),
-    );
-    let listeners = listen(&settings.listen.value, &sockets, &tunnels)?;
-    plane.set_tunnels(tunnels.clone());
+/// Waits, ready, until no other node has the state directory; `None` if told to stop before that.
+async fn stand_by(settings: &Settings, hostname: &str) -> Result<Option<State>, Failure> {
+    let dir = &settings.state_dir.value;
+    if let Some(state) = State::try_open(dir)? {
+        return Ok(Some(state));
+    }
+    tracing::info!("Standing by");
+    let message = "this agent stands by while another one has the state directory";
+    let lobby = Lobby::open(settings, hostname, "Standby", message);
+    let stop = stop_signal();
+    tokio::pin!(stop);
+    let outcome = loop {
+        match State::try_open(dir) {
+            Ok(Some(state)) => break Ok(Some(state)),
+            Ok(None) => {}
+            Err(failure) => break Err(failure),
+        }
+        tokio::select! {
+            () = &mut stop => break Ok(None),
+            () = tokio::time::sleep(STANDBY_LOOK) => {}
+        }
+    };
+    lobby.close().await;
+    outcome
+}
 
-    let links = TaskGroup::new("links");
-    let host =
-        HostTask::spawn(settings.tun.value.clone(), cidrs(&settings), &links, &group)
-            .map_err(|error| {
-                Failure::failed(format!("No netlink socket: {error}"), "Run with CAP_NET_ADMIN.")
-            })?;
-    let resolver = Resolver::new(resolve::Config::default(), group.child("resolver"));
-    let (commands, command_receiver) = mpsc::channel(netio::driver::COMMAND_BOUND);
-    let (persist, persisted) = mpsc::channel(16);
-    let metrics = Metrics::default();
-    let facts = Arc::new(Facts {
-        network: network.clone(),
-        hostname: hostname.clone(),
-        tun: Some(tun_view(&tun, &sockets, settings.mtu.value.bytes())),
-        listeners,
-        sockets: Arc::clone(&sockets),
-        started,
-        started_at: SystemTime::now(),
-        source: file.as_ref().map_or_else(|| "flags".to_owned(), |path| path.display().to_string()),
-        applied: ArcSwap::from_pointee(applied(&settings, 1)),
-        forward_drops: ArcSwap::from_pointee(None),
-    });
-    Worker::spawn(Arc::clone(&plane), 0, &group).map_err(|error| {
-        Failure::failed(
-            format!("Cannot start a worker thread: {error}"),
-            "Check the limits on processes.",
-        )
-    })?;
-    Driver::spawn(
-        Parts {
-            machine: Machine::Node(Box::new(engine)),
-            plane,
-            punts,
-            tunnel_events,
-            commands: command_receiver,
-            host: Some(host),
-            interfaces: netmon::watch(&group),
-            resolver: Some(resolver),
-            names: names(&settings),
-            persist,
-            observer: {
-                let metrics = metrics.clone();
-                Observer(Box::new(move |observed| metrics.observe(&observed)))
+/// How a node ended that ended well.
+enum Ending {
+    Stopped,
+    /// Told to leave for good; the host name, for whoever asks.
+    Retired(String),
+}
+
+/// What a node begins with.
+struct Begin {
+    settings: Settings,
+    file: Option<PathBuf>,
+    run: Run,
+    matches: clap::ArgMatches,
+    network: String,
+    secret: Secret,
+    token: Option<Secret>,
+    hostname: String,
+}
+
+impl Begin {
+    async fn run(self, state: &mut State) -> Result<Ending, Failure> {
+        let Self { settings, file, run, matches, network, secret, token, hostname } = self;
+        for warning in state.warnings.drain(..) {
+            tracing::warn!("{warning}");
+        }
+        let strength = membership::strength(secret.expose());
+        if strength < membership::WEAK_BITS {
+            tracing::warn!(
+                "The secret is weak (about {strength:.0} bits): make one with `easynet secret new`"
+            );
+        }
+        let identity = Arc::new(state.identity()?);
+        let master = state.master(&network, secret.expose());
+        drop(secret);
+        let unix = unix_now();
+        let boot = state.boot(unix);
+        let config = translate(&settings, &identity, &master, state, &hostname, (boot, unix));
+        let adopt = run.standby && !state.retired();
+        state.set_retired(false).map_err(|error| {
+            Failure::failed(format!("Cannot keep the state: {error}"), "Make room on the disk.")
+        })?;
+
+        let group = TaskGroup::new("node");
+        let tun = match open_tun(&settings.tun.value, run.standby).await {
+            Ok(tun) => Ok(Arc::new(tun)),
+            // An agent that ended here would only be started again.
+            Err(error) if run.standby => Err(tun_message(&error)),
+            Err(error) => {
+                let (what, remedy) = tun_words(&error);
+                return Err(Failure::failed(what, remedy));
+            }
+        };
+        if let Err(problem) = &tun {
+            tracing::warn!("{problem}");
+        }
+        let (mark, sockets) = (Some(FWMARK), Arc::new(UdpSockets::new(Some(FWMARK))));
+        let (punt_sender, punts) = punt::queue();
+        let started = Instant::now();
+        let mut seed = zeroize::Zeroizing::new([0; 32]);
+        state::random(&mut *seed)?;
+        let engine = Engine::new(config, *seed, started);
+        let fib = Arc::new(ArcSwap::from_pointee(Fib::new(
+            engine.node(),
+            started,
+            settings.mtu.value.bytes(),
+        )));
+        let plane = Arc::new(Plane::new(
+            fib,
+            tun.as_ref().ok().cloned(),
+            Arc::clone(&sockets),
+            punt_sender,
+        ));
+        let receiver = Arc::clone(&plane);
+        let (tunnels, tunnel_events) = Tunnels::new(
+            TunnelConfig { fwmark: mark, ..TunnelConfig::default() },
+            group.clone(),
+            Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now())),
+        );
+        if run.standby {
+            ports_free(&settings.listen.value).await;
+        }
+        let listeners = listen(&settings.listen.value, &sockets, &tunnels)?;
+        plane.set_tunnels(tunnels.clone());
+
+        let departure = Departure::default();
+        if run.standby {
+            departure.stay();
+        }
+        let host_parts = HostParts {
+            tun: settings.tun.value.clone(),
+            translation: translation(&settings),
+            adopt,
+            departure: departure.clone(),
+        };
+        let links = TaskGroup::new("links");
+        let host = HostTask::spawn(host_parts, &links, &group).map_err(|error| {
+            Failure::failed(format!("No netlink socket: {error}"), "Run with CAP_NET_ADMIN.")
+        })?;
+        let resolver = Resolver::new(resolve::Config::default(), group.child("resolver"));
+        let (commands, command_receiver) = mpsc::channel(netio::driver::COMMAND_BOUND);
+        let (persist, persisted) = mpsc::channel(16);
+        let metrics = Metrics::default();
+        let facts = Arc::new(Facts {
+            network: network.clone(),
+            hostname: hostname.clone(),
+            tun: ArcSwap::from_pointee(match &tun {
+                Ok(tun) => Ok(tun_view(tun, &sockets, settings.mtu.value.bytes())),
+                Err(problem) => Err(problem.clone()),
+            }),
+            listeners,
+            sockets: Arc::clone(&sockets),
+            started,
+            started_at: SystemTime::now(),
+            source: file
+                .as_ref()
+                .map_or_else(|| "flags".to_owned(), |path| path.display().to_string()),
+            applied: ArcSwap::from_pointee(applied(&settings, 1)),
+            forward_drops: ArcSwap::from_pointee(None),
+        });
+        Worker::spawn(Arc::clone(&plane), 0, &group).map_err(|error| {
+            Failure::failed(
+                format!("Cannot start a worker thread: {error}"),
+                "Check the limits on processes.",
+            )
+        })?;
+        let mtu = settings.mtu.value.bytes();
+        keep_tun(settings.tun.value.clone(), mtu, run.standby, &plane, &facts, &group);
+        let own_plane = Arc::clone(&plane);
+        Driver::spawn(
+            Parts {
+                machine: Machine::Node(Box::new(engine)),
+                plane,
+                punts,
+                tunnel_events,
+                commands: command_receiver,
+                host: Some(host),
+                interfaces: netmon::watch(&group),
+                resolver: Some(resolver),
+                names: names(&settings),
+                persist,
+                departure: departure.clone(),
+                observer: {
+                    let metrics = metrics.clone();
+                    Observer(Box::new(move |observed| metrics.observe(&observed)))
+                },
             },
-        },
-        &group,
-    );
-    let (reload, reloads) = mpsc::channel(1);
-    let answers =
-        Answers { commands: commands.clone(), facts: Arc::clone(&facts), metrics, reload };
-    let listening = async {
-        let bound = admin::listen(&settings.admin.value, token, answers.clone(), &group).await?;
-        if let Some(addr) = bound {
-            render::print(&format!("admin {addr}"))?;
+            &group,
+        );
+        let (orders, ordered) = mpsc::channel(1);
+        let answers =
+            Answers { commands: commands.clone(), facts: Arc::clone(&facts), metrics, orders };
+        let patience = Instant::now() + if run.standby { PREDECESSOR_GONE } else { Duration::ZERO };
+        let listening = async {
+            let bound = loop {
+                let desk = Desk::Node(answers.clone());
+                match admin::listen(&settings.admin.value, token.clone(), desk, &group).await {
+                    Err(_) if Instant::now() < patience => {}
+                    outcome => break outcome?,
+                }
+                tokio::time::sleep(PREDECESSOR_LOOK).await;
+            };
+            if let Some(addr) = bound {
+                render::print(&format!("admin {addr}"))?;
+            }
+            let Some(addr) = settings.metrics.value else { return Ok(()) };
+            let bound = loop {
+                match metrics::listen(addr, answers.clone(), &group).await {
+                    Err(_) if Instant::now() < patience => {}
+                    outcome => break outcome?,
+                }
+                tokio::time::sleep(PREDECESSOR_LOOK).await;
+            };
+            render::print(&format!("metrics {bound}"))
+        };
+        if let Err(failure) = listening.await {
+            stop(&group, &links, &tunnels).await;
+            return Err(failure);
         }
-        if let Some(addr) = settings.metrics.value {
-            let bound = metrics::listen(addr, answers.clone(), &group).await?;
-            render::print(&format!("metrics {bound}"))?;
+        let mut node = Node {
+            settings,
+            run,
+            matches,
+            identity,
+            master,
+            hostname,
+            boot,
+            unix,
+            commands,
+            state,
+            facts,
+        };
+        announce(&answers, &group);
+        if !node.settings.exports.value.is_empty() {
+            watch_forwarding(&node.facts, &group);
         }
-        Ok(())
-    };
-    if let Err(failure) = listening.await {
-        stop(&group, &links, &tunnels).await;
-        return Err(failure);
-    }
-    let mut node = Node {
-        settings,
-        run,
-        matches,
-        identity,
-        master,
-        hostname,
-        boot,
-        unix,
-        commands,
-        state,
-        facts,
-    };
-    announce(&answers, &group);
-    if !node.settings.exports.value.is_empty() {
-        watch_forwarding(&node.facts, &group);
-    }
-    node.serve(&group, persisted, reloads).await;
-    tokio::select! {
-        () = stop(&group, &links, &tunnels) => {}
-        () = second_signal() => {}
-    }
-    match group.join(Duration::ZERO).await {
-        Ok(()) => Ok(()),
-        Err(failure) => match failure.first {
-            Some((task, cause)) => Err(Failure::failed(
+        let is_retired = node.serve(&group, persisted, ordered).await;
+        if is_retired {
+            departure.leave();
+            if let Some(tun) = own_plane.tun()
+                && let Err(error) = tun.persist(false)
+            {
+                tracing::debug!(%error, "The TUN is gone already");
+            }
+        }
+        tokio::select! {
+            () = stop(&group, &links, &tunnels) => {}
+            () = second_signal() => {}
+        }
+        own_plane.close();
+        match group.join(Duration::ZERO).await {
+            Err(GroupFailure { first: Some((task, cause)), .. }) => Err(Failure::failed(
                 format!("{task} ended: {cause:?}"),
                 "Report this, with the log.",
             )),
-            None => Ok(()),
-        },
+            Ok(()) | Err(_) if is_retired => Ok(Ending::Retired(node.hostname)),
+            Ok(()) | Err(_) => Ok(Ending::Stopped),
+        }
     }
 }
 
 /// The running node's own loop: persists, reloads, waits for the end.
-struct Node {
+struct Node<'a> {
     settings: Settings,
     run: Run,
     matches: clap::ArgMatches,
@@ -217,33 +350,45 @@ struct Node {
     boot: u32,
     unix: u64,
     commands: mpsc::Sender<Command>,
-    state: State,
+    state: &'a mut State,
     facts: Arc<Facts>,
 }
 
-impl Node {
+impl Node<'_> {
+    /// Runs until the node is told to stop, or its parts end; true if it shall not come back.
     async fn serve(
         &mut self,
         group: &TaskGroup,
         mut persisted: mpsc::Receiver<Persist>,
-        mut reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
-    ) {
+        mut orders: mpsc::Receiver<Order>,
+    ) -> bool {
         let stop = stop_signal();
         tokio::pin!(stop);
         let hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
-        let Ok(mut hangup) = hangup else { return };
+        let Ok(mut hangup) = hangup else { return false };
         loop {
             tokio::select! {
                 () = &mut stop => {
                     tracing::info!("Stopping");
-                    return;
+                    return false;
                 }
-                () = group.token().cancelled() => return,
+                () = group.token().cancelled() => return false,
                 Some(persist) = persisted.recv() => self.state.set_claim(persist.claim),
-                Some(answer) = reloads.recv() => {
-                    // The asker may have gone; the reload stands.
-                    let _ = answer.send(self.reload().await);
-                }
+                // The asker may have gone; what was ordered stands.
+                Some(order) = orders.recv() => match order {
+                    Order::Reload(answer) => {
+                        let _ = answer.send(self.reload().await);
+                    }
+                    Order::Retire(answer) => match self.state.set_retired(true) {
+                        Ok(()) => {
+                            let _ = answer.send(Ok("This node leaves for good".to_owned()));
+                            return true;
+                        }
+                        Err(error) => {
+                            let _ = answer.send(Err(format!("cannot keep that it retires: {error}")));
+                        }
+                    },
+                },
                 _ = hangup.recv() => match self.reload().await {
                     Ok(message) => tracing::info!("{message}"),
                     Err(message) => tracing::warn!("{message}"),
@@ -267,7 +412,6 @@ impl Node {
             ("admin", next.admin.value == now.admin.value),
             ("adminTokenFile", next.admin_token_file.value == now.admin_token_file.value),
             ("metrics", next.metrics.value == now.metrics.value),
-            ("exports", next.exports.value == now.exports.value),
         ];
         let changed: Vec<&str> =
             fixed.iter().filter(|(_, same)| !same).map(|(key, _)| *key).collect();
@@ -284,11 +428,15 @@ impl Node {
             &next,
             &self.identity,
             &self.master,
-            &self.state,
+            self.state,
             &self.hostname,
             (self.boot, self.unix),
         );
-        let command = Command::Configure { config: Box::new(config), names: names(&next) };
+        let command = Command::Configure {
+            config: Box::new(config),
+            names: names(&next),
+            translation: translation(&next),
+        };
         self.commands.send(command).await.map_err(|_| "the node is shutting down".to_owned())?;
         let revision = self.facts.applied().revision + 1;
         self.facts.applied.store(Arc::new(applied(&next, revision)));
@@ -354,7 +502,19 @@ fn translate(
             Address6::Auto => Ipv6Policy::Auto,
         },
         exports: settings.exports.value.iter().map(config::Export::announced).collect(),
-        protected: Vec::new(),
+        behind: settings
+            .exports
+            .value
+            .iter()
+            .filter(|export| export.map_to.is_some())
+            .map(|export| export.cidr)
+            .collect(),
+        imports: match settings.imports.value.mode {
+            ImportMode::All => Imports::All,
+            ImportMode::Listed => Imports::Listed(settings.imports.value.cidrs.clone()),
+            ImportMode::None => Imports::None,
+        },
+        protected: settings.protected.value.clone(),
         records: Vec::new(),
         bootstrap: settings
             .peers
@@ -384,8 +544,18 @@ fn translate(
     }
 }
 
-fn cidrs(settings: &Settings) -> Vec<ipnet::IpNet> {
-    settings.exports.value.iter().map(|export| export.cidr).collect()
+/// How addresses change between the mesh and what is behind this node.
+fn translation(settings: &Settings) -> nft::Translation {
+    let exports = settings.exports.value.iter().map(|export| nft::Export {
+        prefix: export.cidr,
+        mapped: export.map_to,
+        masquerade: match export.masquerade {
+            config::Masquerade::Inbound => nft::Masquerade::Inbound,
+            config::Masquerade::Never => nft::Masquerade::Never,
+            config::Masquerade::Always => nft::Masquerade::Always,
+        },
+    });
+    nft::Translation { exports: exports.collect(), exempt: settings.exempt.value.clone() }
 }
 
 fn names(settings: &Settings) -> Vec<Name> {
@@ -499,6 +669,76 @@ fn applied(settings: &Settings, revision: u64) -> Applied {
         Start { url, pinned: peer.keys.is_some() }
     });
     Applied { revision, at: SystemTime::now(), settings: rows.collect(), starts: starts.collect() }
+}
+
+/// Opens the TUN. A successor waits for its predecessor to be gone, and makes it stay for its own successor.
+async fn open_tun(name: &str, is_agent: bool) -> Result<Tun, TunError> {
+    let until = Instant::now() + PREDECESSOR_GONE;
+    let tun = loop {
+        match Tun::open(name) {
+            Err(TunError::NameTaken(_)) if is_agent && Instant::now() < until => {
+                tokio::time::sleep(PREDECESSOR_LOOK).await;
+            }
+            outcome => break outcome?,
+        }
+    };
+    if is_agent {
+        tun.persist(true)
+            .map_err(|error| TunError::Other { doing: "make the TUN device stay", error })?;
+    }
+    Ok(tun)
+}
+
+/// Takes a TUN into use whenever there is none: because the host had none before, or somebody removed it.
+fn keep_tun(
+    name: String,
+    mtu: u16,
+    is_agent: bool,
+    plane: &Arc<Plane>,
+    facts: &Arc<Facts>,
+    group: &TaskGroup,
+) {
+    let (plane, facts) = (Arc::clone(plane), Arc::clone(facts));
+    group.spawn("tun", async move {
+        loop {
+            tokio::time::sleep(TUN_RETRY).await;
+            if plane.tun().is_some() {
+                continue;
+            }
+            match open_tun(&name, is_agent).await {
+                Ok(tun) => {
+                    tracing::info!("The TUN device is there again");
+                    facts.tun.store(Arc::new(Ok(tun_view(&tun, &facts.sockets, mtu))));
+                    plane.set_tun(Arc::new(tun));
+                }
+                Err(error) => facts.tun.store(Arc::new(Err(tun_message(&error)))),
+            }
+        }
+    });
+}
+
+/// Waits until a predecessor has let go of the ports.
+async fn ports_free(wanted: &[Listen]) {
+    let taken = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+    let udp = |addr: SocketAddr| std::net::UdpSocket::bind(addr).is_err_and(taken);
+    let tcp = |addr: SocketAddr| std::net::TcpListener::bind(addr).is_err_and(taken);
+    let is_busy = |listen: &Listen| match *listen {
+        Listen::None | Listen::Port(0) => false,
+        Listen::Port(port) => [([0, 0, 0, 0], port).into(), ([0_u16; 8], port).into()]
+            .into_iter()
+            .any(|addr| udp(addr) || tcp(addr)),
+        Listen::Url(Scheme::Udp, addr) => udp(addr),
+        Listen::Url(Scheme::Tcp, addr) => tcp(addr),
+    };
+    let until = Instant::now() + PREDECESSOR_GONE;
+    while wanted.iter().any(is_busy) && Instant::now() < until {
+        tokio::time::sleep(PREDECESSOR_LOOK).await;
+    }
+}
+
+fn tun_message(error: &TunError) -> String {
+    let (what, remedy) = tun_words(error);
+    format!("{what}. {remedy}")
 }
 
 /// What is wrong with the TUN device, and what to do about it, as two sentences.

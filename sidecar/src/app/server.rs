@@ -14,7 +14,7 @@ use engine::{
     server::{Admission, Config},
 };
 use netio::{
-    driver::{Driver, Machine, Parts},
+    driver::{Departure, Driver, Machine, Parts},
     netmon,
     task::TaskGroup,
     tunnel::{TunnelConfig, Tunnels},
@@ -98,6 +98,7 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
             resolver: None,
             names: Vec::new(),
             persist,
+            departure: Departure::default(),
             observer: netio::driver::Observer::none(),
         },
         &group,

@@ -19,6 +19,8 @@ pub struct Node {
     pub host: Host,
     pub tun: String,
     dir: PathBuf,
+    /// Tells those apart that share a state directory.
+    instance: u32,
     child: Child,
 }
 
@@ -48,7 +50,8 @@ pub fn server(lab: &mut Lab, host: &Host, name: &str, options: &str) -> (Node, S
         host.address
     );
     let child = host.spawn(&command, &dir.join("log"));
-    let node = Node { name: name.to_owned(), host: host.clone(), tun: String::new(), dir, child };
+    let (name, tun, instance) = (name.to_owned(), String::new(), 0);
+    let node = Node { name, host: host.clone(), tun, dir, instance, child };
     let start = Instant::now();
     loop {
         let url = node.log().lines().find(|line| line.starts_with("udp://")).map(str::to_owned);
@@ -75,6 +78,7 @@ impl Node {
             name: name.to_owned(),
             host: host.clone(),
             tun,
+            instance: 0,
             child: Command::new("true").spawn().expect("true runs"),
             dir,
         };
@@ -82,6 +86,22 @@ impl Node {
         let _ = node.child.wait();
         node.restart(peers, options);
         node
+    }
+
+    /// Starts another one beside it, with the same state directory and the same TUN.
+    pub fn successor(&self, peers: &[&str], options: &str) -> Self {
+        let mut next = Self {
+            name: self.name.clone(),
+            host: self.host.clone(),
+            tun: self.tun.clone(),
+            dir: self.dir.clone(),
+            instance: self.instance + 1,
+            child: Command::new("true").spawn().expect("true runs"),
+        };
+        // What stood in for it ends at once.
+        let _ = next.child.wait();
+        next.restart(peers, options);
+        next
     }
 
     /// Starts it again with the same state directory.
@@ -97,7 +117,7 @@ impl Node {
             self.tun,
             peers.join(" ")
         );
-        self.child = self.host.spawn(&command, &self.dir.join("log"));
+        self.child = self.host.spawn(&command, &self.log_path());
     }
 
     /// Gives it another secret from its next start on.
@@ -110,7 +130,7 @@ impl Node {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+        fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
     pub fn state_dir(&self) -> PathBuf {
@@ -118,7 +138,7 @@ impl Node {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.dir.join("sock")
+        self.dir.join(self.numbered("sock"))
     }
 
     /// Waits for a condition of `easynet status --wait`.
@@ -210,7 +230,11 @@ impl Node {
     }
 
     pub fn log_path(&self) -> PathBuf {
-        Path::new(&self.dir).join("log")
+        Path::new(&self.dir).join(self.numbered("log"))
+    }
+
+    fn numbered(&self, name: &str) -> String {
+        if self.instance == 0 { name.to_owned() } else { format!("{name}{}", self.instance) }
     }
 }
 

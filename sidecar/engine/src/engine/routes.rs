@@ -298,9 +298,10 @@ impl Engine {
 
     /// A node came back without having left: it knows nothing of our session, and may have nothing to send by itself.
     fn on_restarted(&mut self, node: NodeId, now: Instant) {
-        let is_stale = self.peers.get(&node).is_some_and(|peer| {
-            peer.handshake.is_none() && peer.sessions.sending().is_some()
-        });
+        let is_stale = self
+            .peers
+            .get(&node)
+            .is_some_and(|peer| peer.handshake.is_none() && peer.sessions.sending().is_some());
         if is_stale {
             self.initiate(node, now);
         }
@@ -341,8 +342,7 @@ impl Engine {
             }
             self.drain_agent(node, now);
         }
-        let connected: Vec<IpNet> =
-            self.connected.iter().chain(&self.networks).copied().collect();
+        let connected: Vec<IpNet> = self.connected.iter().chain(&self.networks).copied().collect();
         let own = rib::Own {
             mesh: &self.own_nets(),
             protected: &self.config.protected,

@@ -143,7 +143,10 @@ impl HostTask {
                     let put_back = keeper.look(&host, &wish.translation).await;
                     if put_back > 0 {
                         repairs += 1;
-                        tracing::warn!(changes = put_back, "Put back what somebody else had changed");
+                        tracing::warn!(
+                            changes = put_back,
+                            "Put back what somebody else had changed"
+                        );
                     }
                 }
                 let problems = keeper.apply(&host, &wish.translation).await;
@@ -234,12 +237,17 @@ impl Keeper {
         if was_applied && let Ok(report) = self.netlink.apply(&self.config).await {
             mended += report.changed;
         }
-        if let Some(table) = &self.table
-            && let Ok(shown) = nft::show(&self.parts.tun).await
-            && shown != table.shown
-        {
-            self.table = None;
-            mended += 1;
+        if let Some(table) = &self.table {
+            let is_ours = match nft::show(&self.parts.tun).await {
+                Ok(shown) => shown == table.shown,
+                Err(nft::Error::Refused(_)) => false,
+                // Nothing is known of it, and nothing could be done.
+                Err(nft::Error::Missing | nft::Error::Io(_)) => true,
+            };
+            if !is_ours {
+                self.table = None;
+                mended += 1;
+            }
         }
         mended
     }

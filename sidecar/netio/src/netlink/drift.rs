@@ -83,12 +83,7 @@ async fn follow(tun: &str, table: u32, own: &Own, told: &mpsc::Sender<()>) -> an
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel's enums")]
-fn is_drift(
-    event: &NetlinkMessage<RouteNetlinkMessage>,
-    tun: &str,
-    table: u32,
-    own: &Own,
-) -> bool {
+fn is_drift(event: &NetlinkMessage<RouteNetlinkMessage>, tun: &str, table: u32, own: &Own) -> bool {
     let is_ours = event.header.port_number != 0
         && event.header.port_number == own.port.load(Ordering::Relaxed);
     let index = own.index.load(Ordering::Relaxed);

@@ -6,9 +6,7 @@
 use std::{future::poll_fn, io, time::Duration};
 
 use bytes::BytesMut;
-use rtnetlink::sys::{
-    AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
-};
+use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
 use tokio::sync::mpsc;
 
 use super::table;

@@ -63,6 +63,15 @@ impl Plane {
         self.sockets.wake();
     }
 
+    /// Gives all ports back to the system, although somebody may still hold the plane.
+    pub fn close(&self) {
+        self.tun.store(None);
+        let sockets: Vec<_> = self.sockets.table().keys().copied().collect();
+        for socket in sockets {
+            self.sockets.close(socket);
+        }
+    }
+
     /// Forgets a TUN that is gone, unless there is another one already.
     pub fn lose_tun(&self, gone: &Arc<Tun>) {
         self.tun.compare_and_swap(gone, None);

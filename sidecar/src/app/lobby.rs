@@ -1,0 +1,64 @@
+//! What answers while no node runs: an agent that stands by, or one that has retired.
+//!
+//! It says that it is ready, for there is nothing to wait for: a roll-out goes on when the successor says so. Its
+//! predecessor may still have the addresses; they are tried again until they are free.
+
+use std::{sync::Arc, time::Duration};
+
+use config::Settings;
+use netio::task::TaskGroup;
+
+use crate::{
+    admin::{self, Desk},
+    metrics, settings, state,
+    view::Status,
+};
+
+/// How often an address is tried that somebody else has.
+const RETRY: Duration = Duration::from_millis(100);
+const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+
+/// Open until it is closed.
+pub(super) struct Lobby {
+    group: TaskGroup,
+}
+
+impl Lobby {
+    pub(super) fn open(settings: &Settings, hostname: &str, reason: &str, message: &str) -> Self {
+        let group = TaskGroup::new("lobby");
+        let identity = state::read_identity(&settings.state_dir.value).ok().flatten();
+        let node = identity.map(|identity| identity.node().to_string());
+        let status = Arc::new(Status::lobby(hostname.to_owned(), node, reason, message));
+        let (admin, token_file) =
+            (settings.admin.value.clone(), settings.admin_token_file.value.clone());
+        let own = group.clone();
+        group.spawn_transient("lobby admin", async move {
+            loop {
+                let token = token_file.as_deref().and_then(|file| settings::token(file).ok());
+                let desk = Desk::Lobby(Arc::clone(&status));
+                if admin::listen(&admin, token, desk, &own).await.is_ok() {
+                    return Ok(());
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        });
+        if let Some(addr) = settings.metrics.value {
+            let own = group.clone();
+            group.spawn_transient("lobby metrics", async move {
+                while metrics::listen_lobby(addr, true, &own).await.is_err() {
+                    tokio::time::sleep(RETRY).await;
+                }
+                Ok(())
+            });
+        }
+        Self { group }
+    }
+
+    /// Frees the addresses.
+    pub(super) async fn close(self) {
+        self.group.cancel();
+        if let Err(failure) = self.group.join(CLOSE_WITHIN).await {
+            tracing::debug!(?failure, "The lobby did not close well");
+        }
+    }
+}
