@@ -11,6 +11,7 @@
 //! Everything a lab makes carries its prefix and goes away with it, also after a panic; what a killed run left is swept when the
 //! next lab begins. Needs root, `ip`, `nft` and `ping`.
 
+pub mod delay;
 pub mod homes;
 pub mod nat;
 pub mod node;
@@ -186,6 +187,27 @@ impl Lab {
         Host { namespace: host, address, resolv_conf: None }
     }
 
+    /// A host without any link; its address is what the caller will give it.
+    pub fn lone_host(&mut self, name: &str, address: &str) -> Host {
+        self.namespace(name);
+        self.bare_host(name, address.to_owned())
+    }
+
+    /// Joins two hosts by a veth of their own; addresses come with their prefix lengths.
+    pub fn join(&mut self, a: (&Host, &str), b: (&Host, &str)) {
+        self.links += 1;
+        let device = format!("eth{}", self.links);
+        let (a_space, b_space) = (&a.0.namespace, &b.0.namespace);
+        run_ok(&format!(
+            "ip link add {device} netns {a_space} type veth peer name {device} netns {b_space}"
+        ));
+        for (host, address) in [a, b] {
+            let namespace = &host.namespace;
+            run_ok(&format!("ip -n {namespace} addr add {address} dev {device}"));
+            run_ok(&format!("ip -n {namespace} link set {device} up"));
+        }
+    }
+
     fn bare_host(&self, name: &str, address: String) -> Host {
         Host { namespace: self.full(name), address, resolv_conf: None }
     }
@@ -202,6 +224,11 @@ impl Lab {
 
     pub fn restore(&self) {
         self.sh("net", "nft delete table ip cut");
+    }
+
+    /// The same, whether or not there was a cut.
+    pub fn restore_if_cut(&self) {
+        self.sh("net", "nft delete table ip cut 2>/dev/null || true");
     }
 
     /// Loses this share of all packets on the backbone, in percent.
@@ -446,18 +473,35 @@ fn nft(namespace: &str, rules: &str) {
 
 /// Removes the namespaces of labs whose process is gone.
 fn sweep() {
-    let Ok(output) = Command::new("ip").args(["netns", "list"]).output() else { return };
-    for name in String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-    {
-        let Some(pid) =
-            name.strip_prefix("ez").and_then(|rest| rest.split_once('x')).map(|(pid, _)| pid)
-        else {
-            continue;
-        };
-        if pid.parse::<u32>().is_ok() && !std::path::Path::new(&format!("/proc/{pid}")).exists() {
-            let _ = Command::new("ip").args(["netns", "del", name]).output();
+    for (name, pid) in namespaces() {
+        if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }
     }
+}
+
+/// Ends what runs in this process' labs and removes them: for whoever is told to stop in the middle.
+pub fn abandon() {
+    for (name, _) in namespaces().into_iter().filter(|(_, pid)| *pid == std::process::id()) {
+        if let Ok(output) = Command::new("ip").args(["netns", "pids", &name]).output() {
+            let pids = String::from_utf8_lossy(&output.stdout).into_owned();
+            pids.split_whitespace().filter_map(|pid| pid.parse().ok()).for_each(|pid: u32| {
+                node::signal(pid, "KILL");
+            });
+        }
+        let _ = Command::new("ip").args(["netns", "del", &name]).output();
+    }
+}
+
+/// The labs' namespaces and the process that made each.
+fn namespaces() -> Vec<(String, u32)> {
+    let Ok(output) = Command::new("ip").args(["netns", "list"]).output() else { return Vec::new() };
+    let list = String::from_utf8_lossy(&output.stdout).into_owned();
+    list.lines()
+        .filter_map(|line| {
+            let name = line.split_whitespace().next()?;
+            let (pid, _) = name.strip_prefix("ez")?.split_once('x')?;
+            Some((name.to_owned(), pid.parse().ok()?))
+        })
+        .collect()
 }

@@ -86,8 +86,14 @@ impl Node {
 
     /// Starts it again with the same state directory.
     pub fn restart(&mut self, peers: &[&str], options: &str) {
+        let command = self.command_line(peers, options);
+        self.child = self.host.spawn(&command, &self.dir.join("log"));
+    }
+
+    /// What starts it.
+    pub fn command_line(&self, peers: &[&str], options: &str) -> String {
         let peers: Vec<String> = peers.iter().map(|peer| format!("-p '{peer}'")).collect();
-        let command = format!(
+        format!(
             "{} run --network lab --secret-file {} --hostname {} --state-dir {} --admin {} --tun {} {} {options}",
             binary().display(),
             self.dir.join("secret").display(),
@@ -96,8 +102,7 @@ impl Node {
             self.socket().display(),
             self.tun,
             peers.join(" ")
-        );
-        self.child = self.host.spawn(&command, &self.dir.join("log"));
+        )
     }
 
     /// Gives it another secret from its next start on.
