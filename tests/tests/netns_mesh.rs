@@ -34,6 +34,32 @@ fn two_homes_meet_go_direct_and_leave_nothing_behind() {
 }
 
 #[test]
+fn two_members_need_no_server_when_one_names_the_other() {
+    let mut lab = Lab::new();
+    let host_a = lab.lone_host("a", "10.99.0.1");
+    let host_b = lab.lone_host("b", "10.99.0.2");
+    lab.join((&host_a, "10.99.0.1/24"), (&host_b, "10.99.0.2/24"));
+    let b = Node::start(&lab, &host_b, "b", &[], "--ipv4 10.98.0.2/24");
+    let a = Node::start(&lab, &host_a, "a", &["udp://10.99.0.2:11010"], "--ipv4 10.98.0.1/24");
+
+    for node in [&a, &b] {
+        node.wait("ready", MOMENT);
+        node.wait("peers=1", MOMENT);
+    }
+
+    let mut lost = 2;
+    for _ in 0..20 {
+        lost = host_a.ping("10.98.0.2", 2, Duration::from_millis(100)).lost();
+        if lost == 0 {
+            break;
+        }
+    }
+    assert_eq!(lost, 0, "{} {}", a.json("routes"), b.json("routes"));
+    assert_eq!(host_b.ping("10.98.0.1", 2, Duration::from_millis(100)).lost(), 0);
+    assert_eq!(a.peer("b")["state"], "direct");
+}
+
+#[test]
 fn a_dead_direct_path_costs_less_than_a_second_and_comes_back() {
     let homes = Homes::new(Nat::PortRestricted, Nat::PortRestricted, "");
     let target = homes.b.ipv4();

@@ -330,7 +330,8 @@ impl Engine {
         }
     }
 
-    /// A member is a link neighbour if the configuration names it, or if it carries other members' traffic.
+    /// A member is a link neighbour if the configuration names it, if it carries other members' traffic, or if it takes us
+    /// for one: an edge counts only if both list it.
     pub(super) fn link_if_neighbour(&mut self, node: NodeId, now: Instant) {
         let Some(peer) = self.peers.get(&node) else { return };
         if peer.kind != Kind::Member || peer.sessions.sending().is_none() {
@@ -339,8 +340,7 @@ impl Engine {
         let named = !peer.bootstrap.is_empty();
         let transit = self.topology.member(node).is_some_and(|member| member.body.transit)
             && peer.agent.is_direct();
-        let asked = self.config.transit && peer.linked_by_peer;
-        if !(named || transit || asked) || self.links.contains_key(&node) {
+        if !(named || transit || peer.linked_by_peer) || self.links.contains_key(&node) {
             return;
         }
         self.add_link(node, false, now);
@@ -426,6 +426,9 @@ impl Engine {
     /// A link is no more: others hear of it, and other ways are sought.
     pub(super) fn link_down(&mut self, node: NodeId, why: &str, now: Instant) {
         let Some(adjacency) = self.links.remove(&node) else { return };
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.linked_by_peer = false;
+        }
         self.timers.set(Wake::Link(node), None);
         self.flood.remove_neighbour(node);
         self.topology.remove_server(node);
