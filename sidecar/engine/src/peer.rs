@@ -9,7 +9,7 @@
 //! initiator authenticates with it, since only that proves that RESPONSE arrived.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -76,7 +76,8 @@ pub(crate) struct Peer {
     pub(crate) linked_by_peer: bool,
     /// Its clock less ours, in seconds.
     pub(crate) clock_offset: Option<i64>,
-    pub(crate) clock: RemoteClock,
+    /// The clocks of its sessions, by our index.
+    pub(crate) clocks: BTreeMap<u32, RemoteClock>,
     pub(crate) chunks: Reassembly,
     pub(crate) fragments: Reassembly,
 }
@@ -261,7 +262,7 @@ impl Peer {
             punch_on_confirm: false,
             linked_by_peer: false,
             clock_offset: None,
-            clock: RemoteClock::default(),
+            clocks: BTreeMap::new(),
             chunks: Reassembly::default(),
             fragments: Reassembly::default(),
         }

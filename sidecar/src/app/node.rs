@@ -91,6 +91,7 @@ pub(super) async fn run(
     let mut seed = zeroize::Zeroizing::new([0; 32]);
     state::random(&mut *seed)?;
     let engine = Engine::new(config, *seed, started);
+    let drops = Arc::clone(engine.drops());
     let fib = Arc::new(ArcSwap::from_pointee(Fib::new(
         engine.node(),
         started,
@@ -100,7 +101,7 @@ pub(super) async fn run(
         Arc::new(Plane::new(fib, Some(Arc::clone(&tun)), Arc::clone(&sockets), punt_sender));
     let receiver = Arc::clone(&plane);
     let (tunnels, tunnel_events) = Tunnels::new(
-        TunnelConfig { fwmark: mark, ..TunnelConfig::default() },
+        TunnelConfig { fwmark: mark, drops, ..TunnelConfig::default() },
         group.clone(),
         Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now())),
     );

@@ -167,6 +167,9 @@ impl Engine {
         if node == self.me || !self.short_is_free(node) {
             return self.drop_packet(DropReason::DuplicateKey);
         }
+        if !self.acceptor.is_fresh(&responder) {
+            return self.drop_packet(DropReason::Replayed);
+        }
         // Glare: the lower NodeId's initiation wins; the higher answers it, the lower has only to say INIT again
         // where the other's came from, in case its own way there is dead.
         let ours_stands = self.me < node
@@ -692,6 +695,9 @@ impl Engine {
         for session in gone {
             Arc::make_mut(&mut self.sessions).remove(&session.local_index());
             self.indices.remove(&session.local_index());
+            if let Some(peer) = self.peers.get_mut(&session.peer()) {
+                peer.clocks.remove(&session.local_index());
+            }
             self.fib_dirty = true;
         }
     }
