@@ -13,7 +13,7 @@ use session::{
     handshake::Initiator,
     identity::Identity,
     lsa,
-    membership::{Master, Membership},
+    membership::{Master, Membership, low_byte},
     transport::Session,
 };
 use wire::{
@@ -94,7 +94,7 @@ impl Stranger {
 
     /// An LSA of its own.
     pub fn lsa(&self, kind: u8, id: u32, seq: u64, lifetime: u32, body: &[u8]) -> Bytes {
-        let (epoch, keys) = self.membership.current();
+        let (epoch, keys) = self.membership.sealing(None);
         let is_node = kind == LsaType::Node as u8;
         let clear = if is_node { self.membership.certificate.encode_to_vec() } else { Vec::new() };
         let head = Head {
@@ -103,7 +103,7 @@ impl Stranger {
             kind,
             id,
             flags: 0,
-            gk_epoch: epoch,
+            gk_epoch: low_byte(epoch),
             seq,
             lifetime,
             nonce: [kind; 24],

@@ -78,6 +78,7 @@ impl Rig {
             hostname: "m".to_owned(),
             version: "0".to_owned(),
             bootstrap: Vec::new(),
+            records: Vec::new(),
             ipv4: Ipv4Policy::Auto { range: "100.112.0.0/16".parse().unwrap(), kept: None },
             ipv6: Ipv6Policy::Auto,
             exports: Vec::new(),

@@ -77,6 +77,32 @@ fn a_second_home_carries_on_when_the_first_one_dies() {
 }
 
 #[test]
+fn a_server_that_restarts_costs_its_tenants_a_moment() {
+    let mut lab = Lab::new();
+    let relay = lab.public_host("relay");
+    let (host_a, host_b) = (lab.public_host("a"), lab.public_host("b"));
+    let (mut server, url) = node::server(&mut lab, &relay, "server", "");
+    let a = Node::start(&lab, &host_a, "a", &[&url], "--p2p relay-only");
+    let b = Node::start(&lab, &host_b, "b", &[&url], "--p2p relay-only");
+    meet(&[&a, &b]);
+    let target = b.ipv4();
+    assert_eq!(host_a.ping(&target, 5, Duration::from_millis(50)).lost(), 0);
+
+    let interval = Duration::from_millis(20);
+    let (host, address) = (host_a.clone(), target.clone());
+    let pinging = std::thread::spawn(move || host.ping(&address, 300, interval));
+    std::thread::sleep(Duration::from_millis(500));
+    server.kill();
+    let (again, same) = node::server(&mut lab, &relay, "server", "");
+    let ping = pinging.join().unwrap();
+
+    assert_eq!(same, url, "its key is kept");
+    let gap = ping.longest_gap(interval);
+    assert!(gap < Duration::from_secs(3), "{gap:?} without an answer: {}", a.json("events"));
+    assert_eq!(ping.answers.last().map(|(seq, _)| *seq), Some(300), "{}", again.log());
+}
+
+#[test]
 fn members_that_carry_for_others_replace_a_server() {
     let mut lab = Lab::new();
     let middle = lab.public_host("m");

@@ -273,7 +273,14 @@ impl Engine {
             }
             self.drain_agent(node, now);
         }
-        if now.saturating_duration_since(since) >= HOME_LOST {
+        let suspect_for = now.saturating_duration_since(since);
+        if suspect_for >= LOST
+            && self.peers.get(&relay).is_some_and(|peer| peer.handshake.is_none())
+        {
+            // It may have restarted, and know nothing of our session.
+            self.initiate(relay, now);
+        }
+        if suspect_for >= HOME_LOST {
             self.home_lost(relay, now);
         }
     }
