@@ -1,12 +1,15 @@
 # What README and CI call. Each target installs what it lacks from the package registries and says so.
 
 CARGO ?= cargo
-TOOLS := cc:gcc ip:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntrack:conntrack tc:iproute2
+TOOLS := cc:gcc ip:iproute2 bridge:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntrack:conntrack tc:iproute2
 
-.PHONY: demo test lint bench chart prepare prepare-kube root build build-release clean
+.PHONY: demo demo-mesh test lint bench chart prepare prepare-kube root build build-release clean
 
 ## demo: the main job on this machine, in network namespaces of its own, explained line by line
-demo: root prepare build-release
+demo: demo-mesh
+
+## demo-mesh: two sites behind NATs and a public server become one network, and what happens to it
+demo-mesh: root prepare build-release
 	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/demo
 
 ## test: everything there is, in about a quarter of an hour on two cores

@@ -201,7 +201,7 @@ pub(crate) fn aead() -> u32 {
     wire::control::AEAD_CHACHA | if has_aes { wire::control::AEAD_AES } else { 0 }
 }
 
-fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

@@ -287,6 +287,9 @@ pub struct Doctor {
     /// Without a node: the file that it would be started with
     #[arg(long, env = "EASYNET_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// On a node of Kubernetes: all agents whose sockets are in this folder
+    #[arg(long, value_name = "DIR")]
+    pub agents: Option<PathBuf>,
     #[command(flatten)]
     pub look: Look,
 }

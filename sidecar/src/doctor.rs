@@ -78,39 +78,21 @@ struct Seen {
 
 /// Checks the node, or the host if none runs.
 pub async fn run(args: args::Doctor) -> Result<(), Failure> {
-    let admin = &args.look.admin;
-    let findings = match ask::<view::Status>(admin, &Request::Status).await {
-        Ok(status) => {
-            let seen = Seen {
-                status,
-                peers: ask(admin, &Request::Peers).await?,
-                stats: ask(admin, &Request::Stats).await?,
-                node: ask(admin, &Request::Node).await?,
-                routes: ask(admin, &Request::Routes).await?,
-                settings: ask(admin, &Request::ConfigShow).await?,
-                events: ask(admin, &Request::Events { since: 0 }).await?,
-            };
-            let mut findings = seen.findings();
-            let direct = seen.peers.iter().filter(|peer| peer.state == "direct");
-            for peer in direct.take(PEERS_LOOKED_AT) {
-                let request = Request::Paths { peer: peer.node_id.clone() };
-                // It may have left in between.
-                let paths: Vec<view::Path> = ask(admin, &request).await.unwrap_or_default();
-                findings.extend(seen.path_mtu(peer, &paths));
+    let findings = match &args.agents {
+        Some(folder) => agents(folder, args.peer.as_deref()).await?,
+        None => {
+            let admin = &args.look.admin;
+            match node(admin, args.peer.as_deref()).await? {
+                Some(findings) => findings,
+                None => {
+                    let message = format!("no node answers at {}", admin.admin);
+                    let remedy = "Start one with `easynet run`, or name its socket with --admin.";
+                    let mut findings = vec![Finding::bad("node", message, remedy)];
+                    findings.extend(host(args.config.as_deref()));
+                    findings
+                }
             }
-            if let Some(name) = &args.peer {
-                findings.push(seen.peer(name));
-            }
-            findings
         }
-        Err(failure) if failure.code == Code::NoNode => {
-            let message = format!("no node answers at {}", admin.admin);
-            let remedy = "Start one with `easynet run`, or name its socket with --admin.";
-            let mut findings = vec![Finding::bad("node", message, remedy)];
-            findings.extend(host(args.config.as_deref()));
-            findings
-        }
-        Err(failure) => return Err(failure),
     };
     show(&findings, args.look.output, |_| page(&findings))?;
     let wrong = findings.iter().filter(|finding| finding.level == Level::Wrong).count();
@@ -123,6 +105,68 @@ pub async fn run(args: args::Doctor) -> Result<(), Failure> {
         format!("{wrong} things are wrong")
     };
     Err(Failure::failed(what, "The findings say what to do."))
+}
+
+/// What a running node sees; `None` if none answers there.
+async fn node(admin: &args::Admin, peer: Option<&str>) -> Result<Option<Vec<Finding>>, Failure> {
+    let status = match ask::<view::Status>(admin, &Request::Status).await {
+        Ok(status) => status,
+        Err(failure) if failure.code == Code::NoNode => return Ok(None),
+        Err(failure) => return Err(failure),
+    };
+    let seen = Seen {
+        status,
+        peers: ask(admin, &Request::Peers).await?,
+        stats: ask(admin, &Request::Stats).await?,
+        node: ask(admin, &Request::Node).await?,
+        routes: ask(admin, &Request::Routes).await?,
+        settings: ask(admin, &Request::ConfigShow).await?,
+        events: ask(admin, &Request::Events { since: 0 }).await?,
+    };
+    let mut findings = seen.findings();
+    let direct = seen.peers.iter().filter(|peer| peer.state == "direct");
+    for peer in direct.take(PEERS_LOOKED_AT) {
+        let request = Request::Paths { peer: peer.node_id.clone() };
+        // It may have left in between.
+        let paths: Vec<view::Path> = ask(admin, &request).await.unwrap_or_default();
+        findings.extend(seen.path_mtu(peer, &paths));
+    }
+    findings.extend(peer.map(|name| seen.peer(name)));
+    Ok(Some(findings))
+}
+
+/// On a node of Kubernetes: each agent whose socket is in `folder`, and without one whether it could run.
+async fn agents(folder: &Path, peer: Option<&str>) -> Result<Vec<Finding>, Failure> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    let mut sockets: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .collect();
+    sockets.sort();
+    let mut findings = Vec::new();
+    for socket in sockets {
+        let network = socket.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let admin = config::Admin::Unix(socket.clone());
+        let admin = args::Admin { admin, admin_token_file: None };
+        let seen = node(&admin, peer).await?.unwrap_or_else(|| {
+            let message = format!("no agent answers at {}", socket.display());
+            let remedy = "Look at its pod: `kubectl describe` says why it does not run.";
+            vec![Finding::bad("node", message, remedy)]
+        });
+        findings.extend(
+            seen.into_iter().map(|finding| Finding {
+                check: format!("{network} {}", finding.check),
+                ..finding
+            }),
+        );
+    }
+    if findings.is_empty() {
+        let message = format!("no agent runs on this node: {} has no socket", folder.display());
+        let remedy = "Apply an EasyNetwork that selects this node.";
+        findings = vec![Finding::note("agents", message, remedy), device(), privileges(), nft()];
+        findings.extend(free_ports(&config::Partial::default().settle()));
+    }
+    Ok(findings)
 }
 
 fn page(findings: &[Finding]) -> String {

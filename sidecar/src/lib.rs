@@ -9,5 +9,6 @@ pub mod error;
 pub mod metrics;
 pub mod render;
 pub mod settings;
+pub mod source;
 pub mod state;
 pub mod view;

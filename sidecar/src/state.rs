@@ -221,7 +221,8 @@ pub fn random(bytes: &mut [u8]) -> Result<(), Failure> {
         .map_err(|_| Failure::failed("The system gives no random numbers", "Check /dev/urandom."))
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces a file whole, mode 0600.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("tmp");
     let mut file =
         OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;

@@ -253,6 +253,8 @@ pub struct Stats {
     pub memory: Memory,
     pub lsdb_entries: usize,
     pub spf_runs: u64,
+    /// Objects alive, by kind: what came and went leaves none behind.
+    pub live: std::collections::BTreeMap<String, usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -612,6 +614,7 @@ impl Facts {
             memory: Memory { rss_bytes: rss(), allocated_bytes: allocated() },
             lsdb_entries: view.snapshot.lsdb_entries,
             spf_runs: view.snapshot.spf_runs,
+            live: live(&view.snapshot.live),
         }
     }
 }
@@ -654,6 +657,34 @@ impl Status {
             conditions: vec![condition("Active", false, reason, message)],
         }
     }
+}
+
+fn live(live: &snapshot::Live) -> std::collections::BTreeMap<String, usize> {
+    let snapshot::Live {
+        timers,
+        peers,
+        sessions,
+        handshakes,
+        held_packets,
+        lsas,
+        indices,
+        punches,
+        pulls,
+    } = *live;
+    [
+        ("timers", timers),
+        ("peers", peers),
+        ("sessions", sessions),
+        ("handshakes", handshakes),
+        ("held_packets", held_packets),
+        ("lsas", lsas),
+        ("indices", indices),
+        ("punches", punches),
+        ("pulls", pulls),
+    ]
+    .into_iter()
+    .map(|(name, count)| (name.to_owned(), count))
+    .collect()
 }
 
 /// A peer by host name, mesh address or the beginning of its id.

@@ -325,6 +325,28 @@ fn a_state_directory_that_cannot_be_used_is_named() {
 }
 
 #[test]
+fn doctor_looks_at_every_agent_of_a_node_of_kubernetes() {
+    let dir = tempfile::tempdir().unwrap();
+    let look = || {
+        let output = run(&format!("doctor -o json --agents {}", dir.path().display()));
+        let findings: Vec<serde_json::Value> = serde_json::from_str(&out(&output)).unwrap();
+        (output.status.code(), findings)
+    };
+
+    let (_, none) = look();
+    assert_eq!((&none[0]["check"], &none[0]["level"]), (&"agents".into(), &"note".into()));
+    assert!(none.iter().any(|finding| finding["check"] == "tun"), "whether one could run here");
+
+    for network in ["home", "prod"] {
+        let socket = dir.path().join(network).with_extension("sock");
+        drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
+    }
+    let (code, dead) = look();
+    let checks: Vec<_> = dead.iter().map(|finding| finding["check"].as_str().unwrap()).collect();
+    assert_eq!((code, checks), (Some(1), vec!["home node", "prod node"]));
+}
+
+#[test]
 fn without_a_node_nobody_answers_and_a_wait_runs_out() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("sock");

@@ -8,12 +8,18 @@
 //!      └─ 10.1.0.1 ─┘
 //!         host a1 (10.1.0.2), a2 …
 //! ```
+//! A site may stand behind a carrier's router, which translates once more. IPv6 is there for who asks for it:
+//! `2001:db8:N::/64` towards the backbone, `2001:db8:1N::/64` behind a router, which translates none of it.
+//!
 //! Everything a lab makes carries its prefix and goes away with it, also after a panic; what a killed run left is swept when the
 //! next lab begins. Needs root, `ip`, `nft` and `ping`.
 
+pub mod delay;
 pub mod homes;
+pub mod inside;
 pub mod nat;
 pub mod node;
+pub mod tap;
 
 use std::{
     fs::File,
@@ -27,7 +33,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::{homes::Homes, nat::Nat, node::Node};
+pub use self::{homes::Homes, inside::inside, nat::Nat, node::Node, tap::Tap};
 
 /// Labs of one process run one after the other: two cores bear no more.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -50,6 +56,8 @@ pub struct Host {
     pub namespace: String,
     /// Its address on the underlay.
     pub address: String,
+    /// Its global IPv6 address, if it was given one.
+    pub address6: Option<String>,
     /// Stands for `/etc/resolv.conf` there.
     resolv_conf: Option<PathBuf>,
 }
@@ -61,6 +69,7 @@ pub struct Site {
     pub router: Host,
     nat: Nat,
     hosts: u32,
+    ipv6: bool,
 }
 
 /// Figures of a `ping`.
@@ -154,16 +163,71 @@ impl Lab {
         self.bare_host(name, format!("198.18.{number}.2"))
     }
 
+    /// The same with IPv6 beside IPv4.
+    pub fn public_host6(&mut self, name: &str) -> Host {
+        let mut host = self.public_host(name);
+        let number = self.links;
+        self.uplink6(name, number);
+        host.address6 = Some(format!("2001:db8:{number}::2"));
+        host
+    }
+
     /// A site: a router with that NAT, and no hosts yet.
     pub fn site(&mut self, name: &str, nat: Nat) -> Site {
         let number = self.wire(name);
         let router = self.bare_host(name, format!("198.18.{number}.2"));
-        self.sh(name, "sysctl -qw net.ipv4.ip_forward=1");
-        self.sh(name, "ip link add lan0 type bridge; ip link set lan0 up");
-        self.sh(name, &format!("ip addr add 10.{number}.0.1/24 dev lan0"));
-        let site = Site { number, router, nat, hosts: 0 };
+        self.route(name, &format!("10.{number}.0.1/24"));
+        let site = Site { number, router, nat, hosts: 0, ipv6: false };
         site.apply_nat(self);
         site
+    }
+
+    /// A site whose router is itself behind a carrier's NAT.
+    pub fn site_behind(&mut self, name: &str, nat: Nat, carrier: Nat) -> Site {
+        let outer = format!("{name}c");
+        let number = self.wire(&outer);
+        self.route(&outer, &format!("100.64.{number}.1/24"));
+        nft(&self.full(&outer), &carrier.rules(&format!("198.18.{number}.2")));
+        self.namespace(name);
+        let (inner, outer) = (self.full(name), self.full(&outer));
+        run_ok(&format!("ip link add wan0 netns {inner} type veth peer name down0 netns {outer}"));
+        run_ok(&format!("ip -n {outer} link set down0 master lan0 up"));
+        run_ok(&format!("ip -n {inner} addr add 100.64.{number}.2/24 dev wan0"));
+        run_ok(&format!("ip -n {inner} link set wan0 up"));
+        run_ok(&format!("ip -n {inner} route add default via 100.64.{number}.1"));
+        self.route(name, &format!("10.{number}.0.1/24"));
+        let router = self.bare_host(name, format!("100.64.{number}.2"));
+        let site = Site { number, router, nat, hosts: 0, ipv6: false };
+        site.apply_nat(self);
+        site
+    }
+
+    /// A site with IPv6 for the hosts that come after: global addresses behind a firewall that lets only answers in.
+    pub fn site6(&mut self, name: &str, nat: Nat) -> Site {
+        let mut site = self.site(name, nat);
+        let number = site.number;
+        self.uplink6(name, number);
+        self.sh(name, "sysctl -qw net.ipv6.conf.all.forwarding=1");
+        self.sh(name, &format!("ip addr add 2001:db8:1{number:03}::1/64 dev lan0 nodad"));
+        self.sh(
+            "net",
+            &format!("ip route add 2001:db8:1{number:03}::/64 via 2001:db8:{number}::2"),
+        );
+        self.nft(name, nat::FIREWALL6);
+        site.ipv6 = true;
+        site
+    }
+
+    /// Makes a router of a namespace, with a bridge for what is behind it.
+    fn route(&self, name: &str, lan: &str) {
+        self.sh(name, "sysctl -qw net.ipv4.ip_forward=1");
+        self.sh(name, "ip link add lan0 type bridge; ip link set lan0 up");
+        self.sh(name, &format!("ip addr add {lan} dev lan0"));
+    }
+
+    fn uplink6(&self, name: &str, number: u32) {
+        self.sh(name, &format!("ip addr add 2001:db8:{number}::2/64 dev wan0 nodad"));
+        self.sh(name, &format!("ip route add default via 2001:db8:{number}::1"));
     }
 
     /// Another host behind the site's router.
@@ -183,7 +247,14 @@ impl Lab {
         run_ok(&format!("ip -n {host} addr add {address}/24 dev eth0"));
         run_ok(&format!("ip -n {host} link set eth0 up"));
         run_ok(&format!("ip -n {host} route add default via 10.{}.0.1", site.number));
-        Host { namespace: host, address, resolv_conf: None }
+        let address6 = site.ipv6.then(|| {
+            let net = format!("2001:db8:1{:03}:", site.number);
+            let address = format!("{net}:{}", site.hosts + 1);
+            run_ok(&format!("ip -n {host} addr add {address}/64 dev eth0 nodad"));
+            run_ok(&format!("ip -n {host} route add default via {net}:1"));
+            address
+        });
+        Host { namespace: host, address, address6, resolv_conf: None }
     }
 
     /// A pod behind a host, with a route by it and no other way; the host routes to it.
@@ -207,8 +278,29 @@ impl Lab {
         Host { namespace: pod, address: address.to_owned(), resolv_conf: None }
     }
 
+    /// A host without any link; its address is what the caller will give it.
+    pub fn lone_host(&mut self, name: &str, address: &str) -> Host {
+        self.namespace(name);
+        self.bare_host(name, address.to_owned())
+    }
+
+    /// Joins two hosts by a veth of their own; addresses come with their prefix lengths.
+    pub fn join(&mut self, a: (&Host, &str), b: (&Host, &str)) {
+        self.links += 1;
+        let device = format!("eth{}", self.links);
+        let (a_space, b_space) = (&a.0.namespace, &b.0.namespace);
+        run_ok(&format!(
+            "ip link add {device} netns {a_space} type veth peer name {device} netns {b_space}"
+        ));
+        for (host, address) in [a, b] {
+            let namespace = &host.namespace;
+            run_ok(&format!("ip -n {namespace} addr add {address} dev {device}"));
+            run_ok(&format!("ip -n {namespace} link set {device} up"));
+        }
+    }
+
     fn bare_host(&self, name: &str, address: String) -> Host {
-        Host { namespace: self.full(name), address, resolv_conf: None }
+        Host { namespace: self.full(name), address, address6: None, resolv_conf: None }
     }
 
     /// Drops everything between two sites on the backbone; what goes to public hosts passes.
@@ -221,8 +313,18 @@ impl Lab {
         self.nft("net", &rules);
     }
 
+    /// Leads what goes to a prefix to this public host, which answers for all of it.
+    pub fn way_back(&self, prefix: &str, host: &Host) {
+        self.sh("net", &format!("ip route add {prefix} via {}", host.address));
+    }
+
     pub fn restore(&self) {
         self.sh("net", "nft delete table ip cut");
+    }
+
+    /// The same, whether or not there was a cut.
+    pub fn restore_if_cut(&self) {
+        self.sh("net", "nft delete table ip cut 2>/dev/null || true");
     }
 
     /// Loses this share of all packets on the backbone, in percent.
@@ -271,6 +373,7 @@ impl Lab {
         let (net, host) = (self.full("net"), self.full(name));
         run_ok(&format!("ip link add b{number} netns {net} type veth peer name wan0 netns {host}"));
         run_ok(&format!("ip -n {net} addr add 198.18.{number}.1/24 dev b{number}"));
+        run_ok(&format!("ip -n {net} addr add 2001:db8:{number}::1/64 dev b{number} nodad"));
         run_ok(&format!("ip -n {net} link set b{number} up"));
         run_ok(&format!("ip -n {host} addr add 198.18.{number}.2/24 dev wan0"));
         run_ok(&format!("ip -n {host} link set wan0 up"));
@@ -359,6 +462,20 @@ impl Host {
         run_ok(&format!("ip -n {namespace} addr add {address}/24 dev eth0"));
         run_ok(&format!("ip -n {namespace} route add default via {gateway}"));
         self.address = address.to_owned();
+    }
+
+    /// Takes its IPv4 away.
+    pub fn drop_ipv4(&self) {
+        self.run("for dev in eth0 wan0; do ip -4 addr flush dev $dev 2>/dev/null || true; done");
+    }
+
+    /// Parts the host from its neighbours: what it says reaches the router alone.
+    pub fn isolate(&self, site: &Site) {
+        let peer = self.run("cat /sys/class/net/eth0/iflink");
+        let name = site
+            .router
+            .run(&format!("ip -o link | grep ^{}: | cut -d: -f2 | cut -d@ -f1", peer.trim()));
+        site.router.run(&format!("bridge link set dev {} isolated on", name.trim()));
     }
 
     /// Runs a shell command on the host.
@@ -467,18 +584,35 @@ fn nft(namespace: &str, rules: &str) {
 
 /// Removes the namespaces of labs whose process is gone.
 fn sweep() {
-    let Ok(output) = Command::new("ip").args(["netns", "list"]).output() else { return };
-    for name in String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-    {
-        let Some(pid) =
-            name.strip_prefix("ez").and_then(|rest| rest.split_once('x')).map(|(pid, _)| pid)
-        else {
-            continue;
-        };
-        if pid.parse::<u32>().is_ok() && !std::path::Path::new(&format!("/proc/{pid}")).exists() {
-            let _ = Command::new("ip").args(["netns", "del", name]).output();
+    for (name, pid) in namespaces() {
+        if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }
     }
+}
+
+/// Ends what runs in this process' labs and removes them: for whoever is told to stop in the middle.
+pub fn abandon() {
+    for (name, _) in namespaces().into_iter().filter(|(_, pid)| *pid == std::process::id()) {
+        if let Ok(output) = Command::new("ip").args(["netns", "pids", &name]).output() {
+            let pids = String::from_utf8_lossy(&output.stdout).into_owned();
+            pids.split_whitespace().filter_map(|pid| pid.parse().ok()).for_each(|pid: u32| {
+                node::signal(pid, "KILL");
+            });
+        }
+        let _ = Command::new("ip").args(["netns", "del", &name]).output();
+    }
+}
+
+/// The labs' namespaces and the process that made each.
+fn namespaces() -> Vec<(String, u32)> {
+    let Ok(output) = Command::new("ip").args(["netns", "list"]).output() else { return Vec::new() };
+    let list = String::from_utf8_lossy(&output.stdout).into_owned();
+    list.lines()
+        .filter_map(|line| {
+            let name = line.split_whitespace().next()?;
+            let (pid, _) = name.strip_prefix("ez")?.split_once('x')?;
+            Some((name.to_owned(), pid.parse().ok()?))
+        })
+        .collect()
 }

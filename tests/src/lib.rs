@@ -1,4 +1,4 @@
-//! Whatever crosses a crate boundary: the simulator, the lab, and what fuzzers call.
+//! Whatever crosses a crate boundary: the simulator, the lab, what fuzzers call, and a stranger.
 
 pub mod cluster;
 pub mod dataplane;
@@ -6,3 +6,4 @@ pub mod fuzz;
 pub mod kubetools;
 pub mod lab;
 pub mod sim;
+pub mod stranger;

@@ -24,7 +24,8 @@ const ALL: &[&str] = &[
 const MONITORING: &str = "monitoring.coreos.com/v1";
 const OPENSHIFT: &str = "security.openshift.io/v1";
 /// Kinds of others, which the schemas of Kubernetes do not know.
-const FOREIGN: &[&str] = &["ServiceMonitor", "PrometheusRule", "SecurityContextConstraints"];
+const FOREIGN: &[&str] =
+    &["PodMonitor", "PrometheusRule", "SecurityContextConstraints", "ServiceMonitor"];
 
 #[test]
 fn lint_has_nothing_to_say() {
@@ -285,8 +286,35 @@ fn kinds_of_others_are_rendered_only_where_they_are_known() {
         kinds.filter(|kind| FOREIGN.contains(&kind.as_str())).collect()
     };
     assert_eq!(foreign(&[]), BTreeSet::new());
-    assert!(foreign(&[MONITORING]).contains("ServiceMonitor"));
+    let monitoring = ["PodMonitor", "PrometheusRule", "ServiceMonitor"];
+    assert_eq!(foreign(&[MONITORING]), monitoring.map(str::to_owned).into());
     assert_eq!(foreign(&[OPENSHIFT]), BTreeSet::from(["SecurityContextConstraints".to_owned()]));
+}
+
+#[test]
+fn alerts_and_dashboards_ask_for_metrics_that_exist() {
+    let objects = render(&[], &[MONITORING]).unwrap();
+    let rules = named(&objects, "PrometheusRule", "easynet").to_string();
+    let dashboard =
+        text(&named(&objects, "ConfigMap", "easynet-dashboard")["data"]["easynet.json"]);
+    let parsed: Value = serde_json::from_str(dashboard).unwrap();
+    assert_eq!(parsed["uid"], "easynet");
+    let sources = ["sidecar/src/metrics.rs", "operator/src/metrics.rs"];
+    let sources = sources.map(|source| fs::read_to_string(root().join(source)).unwrap()).concat();
+    let is_of_a_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let asked: BTreeSet<&str> = [rules.as_str(), dashboard]
+        .iter()
+        .flat_map(|text| text.split(|c| !is_of_a_name(c)))
+        .filter(|word| word.starts_with("easynet_"))
+        .collect();
+    assert!(asked.len() > 10, "{asked:?}");
+    for metric in asked {
+        let mut name = metric.trim_start_matches("easynet_").trim_start_matches("operator_");
+        for suffix in ["_bucket", "_total", "_seconds"] {
+            name = name.trim_end_matches(suffix);
+        }
+        assert!(sources.contains(&format!("\"{name}\"")), "no metric {metric}");
+    }
 }
 
 #[test]

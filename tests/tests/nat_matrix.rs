@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use tests::lab::{Lab, Nat, Node, node};
+use tests::lab::{Host, Lab, Nat, Node, node};
 
 /// Brings two nodes up behind two NATs and sends a few packets; whether they ended up direct.
 fn meet(left: Nat, right: Nat) -> bool {
@@ -12,6 +12,10 @@ fn meet(left: Nat, right: Nat) -> bool {
     let relay = lab.public_host("relay");
     let (mut site_a, mut site_b) = (lab.site("ra", left), lab.site("rb", right));
     let (host_a, host_b) = (lab.host(&mut site_a, "a"), lab.host(&mut site_b, "b"));
+    become_direct(lab, relay, [host_a, host_b], &format!("{left:?} x {right:?}"))
+}
+
+fn become_direct(mut lab: Lab, relay: Host, [host_a, host_b]: [Host; 2], what: &str) -> bool {
     let (_server, url) = node::server(&mut lab, &relay, "server", "");
     let a = Node::start(&lab, &host_a, "a", &[&url], "");
     let b = Node::start(&lab, &host_b, "b", &[&url], "");
@@ -22,7 +26,7 @@ fn meet(left: Nat, right: Nat) -> bool {
     let target = b.ipv4();
     for _ in 0..6 {
         let ping = host_a.ping(&target, 10, Duration::from_millis(50));
-        assert!(ping.lost() <= 2, "{left:?} x {right:?}: {} of 10 lost\n{}", ping.lost(), a.log());
+        assert!(ping.lost() <= 2, "{what}: {} of 10 lost\n{}", ping.lost(), a.log());
         if a.peer("b")["state"] == "direct" {
             return true;
         }
@@ -34,6 +38,26 @@ fn meet(left: Nat, right: Nat) -> bool {
 #[test]
 fn nat_leaky_x_port_restricted_stays_usable() {
     meet(Nat::Leaky, Nat::PortRestricted);
+}
+
+/// The provider translates once more.
+#[test]
+fn nat_behind_a_carrier_nat_x_port_restricted_goes_direct() {
+    let mut lab = Lab::new();
+    let relay = lab.public_host("relay");
+    let mut site_a = lab.site_behind("ra", Nat::PortRestricted, Nat::OtherPort);
+    let mut site_b = lab.site("rb", Nat::PortRestricted);
+    let hosts = [lab.host(&mut site_a, "a"), lab.host(&mut site_b, "b")];
+    assert!(become_direct(lab, relay, hosts, "carrier NAT x port restricted"));
+}
+
+#[test]
+fn nat_symmetric_x_no_nat_goes_direct() {
+    let mut lab = Lab::new();
+    let relay = lab.public_host("relay");
+    let mut site = lab.site("ra", Nat::Symmetric);
+    let hosts = [lab.host(&mut site, "a"), lab.public_host("b")];
+    assert!(become_direct(lab, relay, hosts, "symmetric x public"));
 }
 
 macro_rules! pairs {
@@ -52,6 +76,11 @@ pairs! {
     nat_full_cone_x_port_restricted_goes_direct: FullCone, PortRestricted => true;
     nat_other_port_x_port_restricted_goes_direct: OtherPort, PortRestricted => true;
     nat_full_cone_x_full_cone_goes_direct: FullCone, FullCone => true;
+    nat_restricted_x_port_restricted_goes_direct: Restricted, PortRestricted => true;
+    nat_full_cone_x_symmetric_goes_direct: FullCone, Symmetric => true;
+    nat_restricted_x_symmetric_goes_direct: Restricted, Symmetric => true;
+    nat_port_restricted_x_symmetric_stays_usable_over_the_relay: PortRestricted, Symmetric => false;
+    nat_port_block_x_address_dependent_stays_usable_over_the_relay: PortBlock, AddressDependent => false;
     nat_symmetric_x_symmetric_stays_usable_over_the_relay: Symmetric, Symmetric => false;
     nat_sequential_x_symmetric_stays_usable_over_the_relay: Sequential, Symmetric => false;
     nat_udp_blocked_x_port_restricted_stays_usable_over_the_relay: UdpBlocked, PortRestricted => false;

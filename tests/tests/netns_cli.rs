@@ -521,6 +521,12 @@ fn a_port_that_is_taken_for_tcp_alone_is_said_and_udp_goes_on() {
     let found = doctor(&node, "ports");
     assert_eq!(found["level"], "wrong");
     assert!(found["remedy"].as_str().unwrap().contains("--listen"), "{found}");
+
+    let agents = lab.dir().join("agents");
+    fs::create_dir(&agents).unwrap();
+    std::os::unix::fs::symlink(node.socket(), agents.join("prod.sock")).unwrap();
+    let output = node.cli(&["doctor", "--agents", agents.to_str().unwrap(), "-o", "json"]);
+    assert_eq!(finding(&output, "prod ports")["level"], "wrong", "the same, as an agent of prod");
 }
 
 #[test]

@@ -476,7 +476,9 @@ impl fmt::Display for Export {
         }
         match self.masquerade {
             Masquerade::Inbound => Ok(()),
-            other => write!(f, " (masquerade {other})"),
+            other @ (Masquerade::Never | Masquerade::Always) => {
+                write!(f, " (masquerade {other})")
+            }
         }
     }
 }

@@ -95,6 +95,12 @@ reasons! {
     LsaRefused = "lsa_refused",
     /// One source asked the engine for more than its share.
     PuntLimited = "punt_limited",
+    /// A stream connection that does not speak our protocol, closed.
+    StreamMalformed = "stream_malformed",
+    /// A stream connection that nobody authenticated on in time, closed.
+    StreamStranger = "stream_stranger",
+    /// A stream connection beyond what strangers may have, closed.
+    StreamRefused = "stream_refused",
 }
 
 /// One counter per reason, written by workers, read by whoever asks.

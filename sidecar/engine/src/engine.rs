@@ -37,7 +37,7 @@ use wire::{
     id::{NodeId, ShortId},
 };
 
-pub(crate) use self::links::REGISTER_CONTEXT;
+pub(crate) use self::{links::REGISTER_CONTEXT, reach::RECENT as RECENT_PROBE};
 
 use crate::{
     accept::Acceptor,
@@ -133,6 +133,8 @@ pub struct Engine {
     rib: Rib,
     claim: Option<(std::net::Ipv4Addr, u64)>,
     spf_runs: u64,
+    /// When another node with our keys was last heard of.
+    twin: Option<Instant>,
     /// Traffic, direct and relayed, with members whose entries are gone.
     gone: (TrafficCounts, TrafficCounts),
     left: bool,
@@ -219,6 +221,7 @@ impl Engine {
             rib: Rib::default(),
             claim: None,
             spf_runs: 0,
+            twin: None,
             gone: Default::default(),
             left: false,
             nat: Discovery::default(),

@@ -7,7 +7,7 @@ use wire::id::NodeId;
 /// Packets held per peer: the first segments of a connection, not a transfer.
 const PER_PEER: usize = 8;
 /// Bytes held in all, so that a scan of the overlay cannot fill the memory.
-const TOTAL_BYTES: usize = 64 * 1024;
+pub const TOTAL_BYTES: usize = 64 * 1024;
 
 /// Holds the latest few packets of every peer that has no session yet.
 #[derive(Clone, Debug, Default)]

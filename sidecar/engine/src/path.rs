@@ -367,6 +367,9 @@ impl Agent {
             State::Probing => {
                 path.state = State::Warm;
                 path.since = now;
+                // One answer may have waited for a neighbour to be found; the next ones tell how far it is.
+                path.probes = 0;
+                path.next_probe = path.next_probe.min(now + FIRST_SPACING);
             }
             State::Suspect => {
                 path.state = State::Primary;
@@ -540,6 +543,14 @@ impl Agent {
             after: self.primary,
             reason: Reason::Suspect,
         });
+    }
+
+    /// What carries `way` is in doubt: if that is where the traffic goes, another way gets it too, as far as there is one.
+    pub fn distrust(&mut self, way: Way, now: Instant) {
+        let other = self.best(|path| path.way != way && path.usable());
+        if self.primary == Some(way) && other.is_some() {
+            self.suspect(way, now);
+        }
     }
 
     /// Sends the probes that ask for a length, each with a short one beside it that tells a dead way from a narrow one.

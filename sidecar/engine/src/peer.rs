@@ -6,10 +6,11 @@
 //!            (initiator)                      (initiator)                    (responder)
 //! ```
 //! An initiator's new session is current at once. A responder's waits as `next` until a packet of the
-//! initiator authenticates with it, since only that proves that RESPONSE arrived.
+//! initiator authenticates with it, since only that proves that RESPONSE arrived. Several may wait: an initiator
+//! repeats INIT before the answer to the first can be there, and takes the first answer that comes.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -76,7 +77,8 @@ pub(crate) struct Peer {
     pub(crate) linked_by_peer: bool,
     /// Its clock less ours, in seconds.
     pub(crate) clock_offset: Option<i64>,
-    pub(crate) clock: RemoteClock,
+    /// The clocks of its sessions, by our index.
+    pub(crate) clocks: BTreeMap<u32, RemoteClock>,
     pub(crate) chunks: Reassembly,
     pub(crate) fragments: Reassembly,
 }
@@ -156,8 +158,8 @@ impl Handshake {
 pub(crate) struct Sessions {
     pub(crate) previous: Option<Arc<Session>>,
     pub(crate) current: Option<Established>,
-    /// Ours as a responder, not yet confirmed by a packet.
-    pub(crate) next: Option<Established>,
+    /// Ours as a responder, not yet confirmed by a packet; the oldest first, at most [`ATTEMPTS`].
+    pub(crate) next: VecDeque<Established>,
 }
 
 /// A session and our part in making it.
@@ -186,18 +188,19 @@ impl Sessions {
 
     /// Takes a session that answered an INIT; it waits for confirmation.
     pub(crate) fn responded(&mut self, session: Arc<Session>, now: Instant) -> Vec<Arc<Session>> {
-        let gone = self.next.replace(Established { session, initiator: false, at: now });
-        gone.into_iter().map(|next| next.session).collect()
+        self.next.push_back(Established { session, initiator: false, at: now });
+        let surplus = self.next.len().saturating_sub(ATTEMPTS);
+        self.next.drain(..surplus).map(|next| next.session).collect()
     }
 
     /// A packet authenticated under `index`; true if that made a new session current. What fell out is returned.
-    pub(crate) fn confirm(&mut self, index: u32) -> (bool, Option<Arc<Session>>) {
-        if self.next.as_ref().is_none_or(|next| next.session.local_index() != index) {
-            return (false, None);
-        }
-        let gone = self.previous.take();
+    pub(crate) fn confirm(&mut self, index: u32) -> (bool, Vec<Arc<Session>>) {
+        let found = self.next.iter().position(|next| next.session.local_index() == index);
+        let Some(at) = found else { return (false, Vec::new()) };
+        let mut gone: Vec<_> = self.previous.take().into_iter().collect();
+        gone.extend(self.next.drain(..at).map(|next| next.session));
         self.previous = self.current.take().map(|before| before.session);
-        self.current = self.next.take();
+        self.current = self.next.pop_front();
         (true, gone)
     }
 
@@ -211,7 +214,9 @@ impl Sessions {
         gone.extend(
             self.current.take_if(|current| old(&current.session)).map(|current| current.session),
         );
-        gone.extend(self.next.take_if(|next| old(&next.session)).map(|next| next.session));
+        let first_fresh = self.next.iter().position(|next| !old(&next.session));
+        let stale = first_fresh.unwrap_or(self.next.len());
+        gone.extend(self.next.drain(..stale).map(|next| next.session));
         gone
     }
 
@@ -230,7 +235,7 @@ impl Sessions {
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Session>> {
         let current = self.current.as_ref().map(|current| &current.session);
-        let next = self.next.as_ref().map(|next| &next.session);
+        let next = self.next.iter().map(|next| &next.session);
         self.previous.iter().chain(current).chain(next)
     }
 
@@ -261,7 +266,7 @@ impl Peer {
             punch_on_confirm: false,
             linked_by_peer: false,
             clock_offset: None,
-            clock: RemoteClock::default(),
+            clocks: BTreeMap::new(),
             chunks: Reassembly::default(),
             fragments: Reassembly::default(),
         }
@@ -275,5 +280,50 @@ impl Peer {
     /// Whether user traffic was seen within `window`.
     pub(crate) fn busy(&self, window: Duration, now: Instant) -> bool {
         self.traffic.is_some_and(|last| now.saturating_duration_since(last) < window)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use session::keys::{Suite, TransportKeys};
+
+    use super::*;
+
+    #[test]
+    fn the_answer_that_the_initiator_took_is_confirmed_though_later_ones_were_given() {
+        let now = Instant::now();
+        let mut sessions = Sessions::default();
+        for index in 1..=3 {
+            assert!(sessions.responded(session(index, now), now).is_empty());
+        }
+
+        let (confirmed, gone) = sessions.confirm(2);
+
+        assert!(confirmed);
+        assert_eq!(indices(gone), [1]);
+        assert_eq!(sessions.sending().unwrap().local_index(), 2);
+        assert_eq!(sessions.all().count(), 2, "a later answer may still be taken");
+        assert!(!sessions.confirm(2).0);
+    }
+
+    #[test]
+    fn answers_that_nobody_confirms_are_few_and_expire() {
+        let now = Instant::now();
+        let mut sessions = Sessions::default();
+        let gone: Vec<_> =
+            (1..=5).flat_map(|index| sessions.responded(session(index, now), now)).collect();
+
+        assert_eq!(indices(gone), [1, 2]);
+        assert_eq!(indices(sessions.expire(now + REJECT_AFTER)), [3, 4, 5]);
+        assert_eq!(sessions.all().count(), 0);
+    }
+
+    fn session(index: u32, now: Instant) -> Arc<Session> {
+        let keys = TransportKeys::from_split(true, Suite::Aes256Gcm, (&[1; 32], &[2; 32]));
+        Arc::new(Session::new(NodeId([7; 16]), index, index, &keys, now))
+    }
+
+    fn indices(sessions: Vec<Arc<Session>>) -> Vec<u32> {
+        sessions.iter().map(|session| session.local_index()).collect()
     }
 }

@@ -33,6 +33,8 @@ const BACK_OFF: [Duration; 7] = [
 ];
 /// When probes go out after T0.
 const SCHEDULE_MS: [u64; 8] = [0, 20, 40, 80, 160, 320, 640, 1000];
+/// Until then neighbours try their LAN alone.
+const LAN_FIRST_MS: u64 = 160;
 /// An attempt is over this long after its last probe.
 const LINGER: Duration = Duration::from_millis(1500);
 /// Attempts at once; each is a handful of packets.
@@ -288,8 +290,15 @@ fn schedule(
             sends.extend(targets.iter().map(|&to| (at, to, Some(ttl))));
         }
     }
+    let host = |to: &SocketAddr| {
+        theirs.candidates.iter().any(|one| one.addr == *to && one.kind == CandidateKind::Host)
+    };
     for step in SCHEDULE_MS {
-        sends.extend(targets.iter().map(|&to| (t0 + Duration::from_millis(step), to, None)));
+        // Neighbours need no router: what goes through one is for those whose LAN parts them.
+        let now = targets
+            .iter()
+            .filter(|to| plan.strategy != Strategy::Lan || step >= LAN_FIRST_MS || host(to));
+        sends.extend(now.map(|&to| (t0 + Duration::from_millis(step), to, None)));
     }
     sends.truncate(plan.budget);
     sends

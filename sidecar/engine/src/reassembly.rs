@@ -75,7 +75,8 @@ impl Reassembly {
     }
 }
 
-/// A peer's clock, as its probes show it.
+/// A peer's clock, as its probes under one session show it. It runs for as long as the session lives: a peer that
+/// restarts begins another session, and another clock.
 #[derive(Debug, Default)]
 pub(crate) struct RemoteClock {
     latest: Option<(Duration, Instant)>,
@@ -86,8 +87,7 @@ impl RemoteClock {
     pub(crate) fn is_recent(&mut self, stamp: Duration, window: Duration, now: Instant) -> bool {
         if let Some((latest, seen)) = self.latest {
             let theirs_now = latest + now.saturating_duration_since(seen);
-            // A stamp from before a restart of the peer, whose clock starts anew, belongs to another session.
-            if stamp + window < theirs_now && stamp > window {
+            if stamp.saturating_add(window) < theirs_now {
                 return false;
             }
             if stamp <= latest {
@@ -132,5 +132,7 @@ mod tests {
         assert!(clock.is_recent(Duration::from_secs(99), window, t0));
         assert!(!clock.is_recent(Duration::from_secs(69), window, t0));
         assert!(!clock.is_recent(Duration::from_secs(100), window, t0 + Duration::from_secs(31)));
+        assert!(!clock.is_recent(Duration::from_secs(5), window, t0), "nor is a very old one");
+        assert!(!clock.is_recent(Duration::ZERO, window, t0));
     }
 }

@@ -40,7 +40,7 @@ use crate::{
     event::{Event, Input, Notice, NoticeKind, Socket, Transmit},
     fib::{Fib, Forward, Link, Meter, Quota},
     path::addr::{Arrival, Hop},
-    reassembly::Reassembly,
+    reassembly::{Reassembly, RemoteClock},
     record::{self, Decoded},
     routing::{
         flood::Flood,
@@ -62,6 +62,14 @@ const KEEP_EMPTY: Duration = Duration::from_secs(120);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Sessions that may wait for REGISTER at once.
 const MAX_STRANGERS: usize = 4096;
+/// Networks that one IPv4 address or IPv6 /64 may bring to an open server: many for an office behind one address, few of
+/// what the server bears.
+const MAX_NETWORKS_PER_SOURCE: usize = 64;
+/// A member leaves an old session for the new one at once. Who still says hello in the old one after this is another node with
+/// the same keys.
+const TWIN_AFTER: Duration = Duration::from_secs(3);
+/// A probe may be this old by the asker's clock.
+const RECENT: Duration = crate::engine::RECENT_PROBE;
 
 /// What a server is told.
 #[derive(Clone, Debug)]
@@ -140,6 +148,9 @@ struct Client {
     serial: u64,
     heard: Instant,
     chunks: Reassembly,
+    clock: RemoteClock,
+    /// Since when another session of the same member is the one that counts.
+    superseded: Option<Instant>,
 }
 
 /// One network, opaque.
@@ -153,6 +164,8 @@ struct Tenant {
     /// The session that each attached member registered last.
     sessions: BTreeMap<NodeId, u32>,
     meter: Arc<Meter>,
+    /// Who brought it.
+    source: Source,
     empty_since: Option<Instant>,
 }
 
@@ -314,7 +327,7 @@ impl Server {
     fn on_datagram(&mut self, arrival: Arrival, bytes: &[u8], now: Instant) {
         match Datagram::parse(bytes) {
             Some(Datagram::Init(init)) => self.on_init(arrival, &init, now),
-            Some(Datagram::Probe(probe)) => self.on_probe(arrival, &probe),
+            Some(Datagram::Probe(probe)) => self.on_probe(arrival, &probe, now),
             Some(Datagram::Whois(whois)) if !whois.answer => {
                 if !self.limiter.accept(Source::of(arrival.hop.remote().ip()), now) {
                     return self.drops.count(DropReason::PuntLimited);
@@ -363,6 +376,9 @@ impl Server {
         if strangers >= MAX_STRANGERS {
             return self.drops.count(DropReason::OverQuota);
         }
+        if !self.acceptor.is_fresh(&responder) {
+            return self.drops.count(DropReason::Replayed);
+        }
         self.respond(arrival, *responder, now);
     }
 
@@ -398,13 +414,15 @@ impl Server {
             serial: 0,
             heard: now,
             chunks: Reassembly::default(),
+            clock: RemoteClock::default(),
+            superseded: None,
         };
         self.clients.insert(index, client);
         self.fib_dirty = true;
         self.transmit(arrival.hop, response);
     }
 
-    fn on_probe(&mut self, arrival: Arrival, probe: &Probe<'_>) {
+    fn on_probe(&mut self, arrival: Arrival, probe: &Probe<'_>, now: Instant) {
         let Some(session) = self.sessions.get(&probe.receiver_index) else {
             return self.drops.count(DropReason::UnknownSession);
         };
@@ -413,6 +431,11 @@ impl Server {
         }
         if probe.op == ProbeOp::Ack {
             return self.drops.count(DropReason::Malformed);
+        }
+        let stamp = Duration::from_micros(probe.sender_time);
+        let client = self.clients.get_mut(&probe.receiver_index);
+        if !client.is_some_and(|client| client.clock.is_recent(stamp, RECENT, now)) {
+            return self.drops.count(DropReason::Replayed);
         }
         let seen = Some(arrival.hop.remote());
         let mut ack = Probe::encode(
@@ -476,12 +499,21 @@ impl Server {
         let Some(tenant) = self.networks.get_mut(&network) else { return };
         match body {
             Body::Hello(hello) => {
+                let client = self.clients.get_mut(&index);
+                let twin = client.and_then(|client| client.superseded.as_mut()).is_some_and(|at| {
+                    now.saturating_duration_since(std::mem::replace(at, now)) >= TWIN_AFTER
+                });
                 let ack = Hello {
                     attach_seq: tenant.attached.seq(),
                     attach_digest: tenant.attached.digest(),
                     ..hello
                 };
                 self.send(index, Body::HelloAck(ack));
+                if twin {
+                    let message = "another node with the same keys is attached".to_owned();
+                    let reason = RefusedReason::DuplicateKey as i32;
+                    self.send(index, Body::Refused(Refused { reason, message, retry_s: 0 }));
+                }
             }
             Body::Announce(announce) => {
                 tenant.flood.announced(&tenant.lsdb, node, &announce.heads, now)
@@ -521,7 +553,7 @@ impl Server {
     }
 
     fn on_register(&mut self, arrival: Arrival, index: u32, register: &Register, now: Instant) {
-        match self.check_register(index, register, now) {
+        match self.check_register(arrival, index, register, now) {
             Ok((network, node, serial)) => {
                 self.attach(arrival, index, (network, node, serial), register, now);
             }
@@ -536,6 +568,7 @@ impl Server {
 
     fn check_register(
         &self,
+        arrival: Arrival,
         index: u32,
         register: &Register,
         now: Instant,
@@ -555,6 +588,10 @@ impl Server {
         let client = self.clients.get(&index).ok_or(bad("the session is gone"))?;
         if certified.keys.dh != client.dh || certified.keys.node() != client.session.peer() {
             return Err(bad("the certificate is about another key"));
+        }
+        // Who was somebody else under this session would stay attached there for ever.
+        if client.member.is_some_and(|member| member != (network, certified.keys.node())) {
+            return Err(bad("this session is registered for another network already"));
         }
         let proof = client.session.exporter();
         if !identity::verify(&certified.keys.sign, REGISTER_CONTEXT, proof, &register.signature) {
@@ -577,7 +614,15 @@ impl Server {
             return Err((RefusedReason::NotAdmitted, "this server does not serve this network"));
         }
         let full = match self.networks.get(&network) {
-            None => self.networks.len() >= self.config.max_networks,
+            None => {
+                let source = Source::of(arrival.hop.remote().ip());
+                let own = self.networks.values().filter(|tenant| tenant.source == source).count();
+                let most = match self.config.admission {
+                    Admission::Open => MAX_NETWORKS_PER_SOURCE,
+                    Admission::Listed(_) => usize::MAX,
+                };
+                self.networks.len() >= self.config.max_networks || own >= most
+            }
             Some(tenant) => {
                 let node = certified.keys.node();
                 let clash = tenant
@@ -617,10 +662,11 @@ impl Server {
             issued: Issued::default(),
             sessions: BTreeMap::new(),
             meter: Arc::new(Meter::new(rate_network, rate_network / 4)),
+            source: Source::of(arrival.hop.remote().ip()),
             empty_since: None,
         });
         tenant.empty_since = None;
-        tenant.sessions.insert(node, index);
+        let before = tenant.sessions.insert(node, index).filter(|before| *before != index);
         tenant.flood.add_neighbour(node);
         let delta = tenant.attached.set(node, true);
         let first = delta.is_some();
@@ -634,9 +680,13 @@ impl Server {
             .filter(|(other, _)| **other != node)
             .map(|(_, index)| *index)
             .collect();
+        if let Some(client) = before.and_then(|before| self.clients.get_mut(&before)) {
+            client.superseded = Some(now);
+        }
         if let Some(client) = self.clients.get_mut(&index) {
             client.member = Some((network, node));
             client.serial = serial;
+            client.superseded = None;
         }
         if let Hop::Tunnel { id, .. } = arrival.hop {
             self.events.push_back(Event::Authenticated(id));

@@ -32,6 +32,19 @@
 //! Shutdown goes: unready → stop accepting → the engine leaves → drain ≤ 1 s → close tunnels →
 //! [`netlink::Netlink::remove`] and [`nft::remove`].
 
+/// Bytes of all queues and buffers of a node with one worker, whose two home servers are reached over streams and whose
+/// places for strangers are all taken: what a machine of little memory has to have beside the tables.
+pub const WORST_CASE: usize = worker::punt::CONTROL_BOUND
+    + worker::punt::DATA_BOUND
+    + engine::hold::TOTAL_BYTES
+    + tunnel::MAX_STRANGERS * tunnel::STRANGER_BOUND
+    + 2 * tunnel::QUEUE_BOUND
+    + tunnel::tcp::READ_BUFFER
+    + port::tun::READ_LEN
+    + wire::datagram::MAX_DATAGRAM
+    + 2 * engine::fastpath::MAX_RUN;
+const _: () = assert!(WORST_CASE <= 4 << 20);
+
 pub mod driver;
 pub mod netlink;
 pub mod netmon;

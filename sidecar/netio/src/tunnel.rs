@@ -24,7 +24,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use engine::path::addr::{Carrier, Hop, TunnelId};
+use engine::{
+    drops::{DropReason, Drops},
+    path::addr::{Carrier, Hop, TunnelId},
+};
 use tokio::sync::{Notify, mpsc};
 use wire::stream::Malformed;
 
@@ -38,6 +41,8 @@ pub const MAX_DIALS: usize = 16;
 pub const MAX_STRANGERS: usize = 16;
 /// Accepted strangers at once of one IPv4 address or IPv6 /64, so that one source cannot take all.
 pub const MAX_STRANGERS_PER_SOURCE: usize = 4;
+/// Bytes that may wait for a stranger: some answers to handshakes.
+pub const STRANGER_BOUND: usize = 64 * 1024;
 /// How long a tunnel may stay a stranger; a handshake takes one round trip.
 pub const STRANGER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Tunnel events that may wait for the driver; there are two in a tunnel's life.
@@ -102,11 +107,20 @@ pub struct TunnelConfig {
     pub fwmark: Option<u32>,
     /// How long a tunnel may stay a stranger: [`STRANGER_TIMEOUT`].
     pub stranger_timeout: Duration,
+    /// Accepted strangers at once: [`MAX_STRANGERS`]; more for a public server, whose clients all come as such.
+    pub max_strangers: usize,
+    /// Where it is counted what strangers did.
+    pub drops: Arc<Drops>,
 }
 
 impl Default for TunnelConfig {
     fn default() -> Self {
-        Self { fwmark: None, stranger_timeout: STRANGER_TIMEOUT }
+        Self {
+            fwmark: None,
+            stranger_timeout: STRANGER_TIMEOUT,
+            max_strangers: MAX_STRANGERS,
+            drops: Arc::default(),
+        }
     }
 }
 
@@ -205,8 +219,8 @@ impl Tunnels {
         datagrams: impl IntoIterator<Item = &'a [u8]>,
     ) -> Sent {
         let sent = match self.shared.table.load().get(&id) {
-            Some(tunnel) => tunnel.queue.push(precedence, datagrams),
-            None => Sent { queued: 0, dropped: datagrams.into_iter().count() },
+            Some(tunnel) if !tunnel.is_full_stranger() => tunnel.queue.push(precedence, datagrams),
+            Some(_) | None => Sent { queued: 0, dropped: datagrams.into_iter().count() },
         };
         self.shared.counters.dropped.fetch_add(sent.dropped as u64, Ordering::Relaxed);
         sent
@@ -269,8 +283,9 @@ impl Shared {
             all += 1;
             same += usize::from(source(stranger.remote.ip()) == source(remote.ip()));
         }
-        if all >= MAX_STRANGERS || same >= MAX_STRANGERS_PER_SOURCE {
+        if all >= self.config.max_strangers || same >= MAX_STRANGERS_PER_SOURCE {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.config.drops.count(DropReason::StreamRefused);
             return None;
         }
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
@@ -307,15 +322,23 @@ impl Shared {
     /// Forgets a tunnel, counts why it ended and tells the engine.
     async fn end(&self, tunnel: &Tunnel, reason: Closed) {
         self.forget(tunnel.id);
-        let counter = match reason {
-            Closed::Stranger => Some(&self.counters.strangers_expired),
-            Closed::Malformed(_) => Some(&self.counters.malformed),
+        let counted = match reason {
+            Closed::Stranger => {
+                Some((&self.counters.strangers_expired, DropReason::StreamStranger))
+            }
+            Closed::Malformed(_) => Some((&self.counters.malformed, DropReason::StreamMalformed)),
             Closed::Local | Closed::Remote | Closed::Unreachable(_) | Closed::Broken(_) => None,
         };
-        if let Some(counter) = counter {
+        if let Some((counter, drop)) = counted {
             counter.fetch_add(1, Ordering::Relaxed);
+            self.config.drops.count(drop);
         }
-        tracing::debug!(tunnel = tunnel.id.0, remote = %tunnel.remote, ?reason, "Tunnel down");
+        // What strangers do is worth a counter, not a line.
+        if tunnel.is_trusted() || !tunnel.inbound {
+            tracing::debug!(tunnel = tunnel.id.0, remote = %tunnel.remote, ?reason, "Tunnel down");
+        } else {
+            tracing::trace!(tunnel = tunnel.id.0, remote = %tunnel.remote, ?reason, "Tunnel down");
+        }
         let down = TunnelEvent::Down { id: tunnel.id, remote: tunnel.remote, reason };
         // Nobody listens any more only while everything ends.
         let _ = self.events.send(down).await;
@@ -325,6 +348,10 @@ impl Shared {
 impl Tunnel {
     fn is_trusted(&self) -> bool {
         self.trusted.load(Ordering::Acquire)
+    }
+
+    fn is_full_stranger(&self) -> bool {
+        self.inbound && !self.is_trusted() && self.queue.state().bytes >= STRANGER_BOUND
     }
 
     async fn trusted(&self) {

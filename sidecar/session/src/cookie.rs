@@ -185,11 +185,6 @@ impl Limiter {
         *count += 1;
         *count <= RATE
     }
-
-    /// Initiations counted in this second, of all sources.
-    pub fn load(&self) -> u32 {
-        self.counts.values().sum()
-    }
 }
 
 #[cfg(test)]

@@ -180,6 +180,7 @@ impl Begin {
         let mut seed = zeroize::Zeroizing::new([0; 32]);
         state::random(&mut *seed)?;
         let engine = Engine::new(config, *seed, started);
+        let drops = Arc::clone(engine.drops());
         let fib = Arc::new(ArcSwap::from_pointee(Fib::new(
             engine.node(),
             started,
@@ -193,7 +194,7 @@ impl Begin {
         ));
         let receiver = Arc::clone(&plane);
         let (tunnels, tunnel_events) = Tunnels::new(
-            TunnelConfig { fwmark: mark, ..TunnelConfig::default() },
+            TunnelConfig { fwmark: mark, drops, ..TunnelConfig::default() },
             group.clone(),
             Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now())),
         );

@@ -33,6 +33,8 @@ use crate::{
 };
 
 const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// Connections that nobody has authenticated on yet, at once: all clients come as such, a whole site perhaps at one time.
+const MAX_STRANGERS: usize = 512;
 /// The second STUN port is the first free one of these above the main port.
 const STUN_PORTS: u16 = 16;
 
@@ -61,12 +63,13 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     state::random(&mut *seed)?;
     let started = Instant::now();
     let server = Server::new(config, *seed, started);
+    let drops = Arc::clone(server.drops());
     let (punt_sender, punts) = punt::queue();
     let fib = Arc::new(ArcSwap::from_pointee(Fib::new(server.node(), started, u16::MAX)));
     let plane = Arc::new(Plane::new(fib, None, Arc::clone(&sockets), punt_sender));
     let receiver = Arc::clone(&plane);
     let (tunnels, tunnel_events) = Tunnels::new(
-        TunnelConfig::default(),
+        TunnelConfig { max_strangers: MAX_STRANGERS, drops, ..TunnelConfig::default() },
         group.clone(),
         Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now())),
     );

@@ -253,6 +253,8 @@ pub enum RefusedReason {
     Full = 4,
     Draining = 5,
     Quota = 6,
+    /// Another node with the same keys is attached.
+    DuplicateKey = 7,
 }
 
 /// Who of a network is attached to this server, in clear: a change since the last one, or (full) all.

@@ -22,6 +22,8 @@ pub struct Node {
     /// Tells those apart that share a state directory.
     instance: u32,
     child: Child,
+    /// Its host name, unless the options give one.
+    hostname: Option<String>,
 }
 
 /// The binary under test: `EASYNET_BIN`, or the one built beside the tests.
@@ -41,17 +43,28 @@ pub fn binary() -> PathBuf {
 
 /// Starts a public server; its URL with `?k=`.
 pub fn server(lab: &mut Lab, host: &Host, name: &str, options: &str) -> (Node, String) {
+    server_at(lab, host, name, &host.address, options)
+}
+
+/// The same, known by another address of its host.
+pub fn server_at(
+    lab: &mut Lab,
+    host: &Host,
+    name: &str,
+    public: &str,
+    options: &str,
+) -> (Node, String) {
     let dir = lab.dir().join(name);
     fs::create_dir_all(&dir).expect("a directory");
     let command = format!(
-        "{} server --state-dir {} --public-host {} {options}",
+        "{} server --state-dir {} --public-host {public} {options}",
         binary().display(),
         dir.join("state").display(),
-        host.address
     );
     let child = host.spawn(&command, &dir.join("log"));
     let (name, tun, instance) = (name.to_owned(), String::new(), 0);
-    let node = Node { name, host: host.clone(), tun, dir, instance, child };
+    let hostname = None;
+    let node = Node { name, host: host.clone(), tun, dir, instance, child, hostname };
     let start = Instant::now();
     loop {
         let url = node.log().lines().find(|line| line.starts_with("udp://")).map(str::to_owned);
@@ -68,8 +81,24 @@ pub fn server(lab: &mut Lab, host: &Host, name: &str, options: &str) -> (Node, S
 }
 
 impl Node {
-    /// Starts a node of the network `lab` on a host.
+    /// Starts a node of the network `lab` on a host, where `name` is its host name.
     pub fn start(lab: &Lab, host: &Host, name: &str, peers: &[&str], options: &str) -> Self {
+        Self::begin(lab, host, name, Some(name), peers, options)
+    }
+
+    /// The same, with a host name among the options.
+    pub fn start_as(lab: &Lab, host: &Host, name: &str, peers: &[&str], options: &str) -> Self {
+        Self::begin(lab, host, name, None, peers, options)
+    }
+
+    fn begin(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        hostname: Option<&str>,
+        peers: &[&str],
+        options: &str,
+    ) -> Self {
         let dir = lab.dir().join(name);
         fs::create_dir_all(&dir).expect("a directory");
         fs::write(dir.join("secret"), SECRET).expect("a secret file");
@@ -81,6 +110,7 @@ impl Node {
             instance: 0,
             child: Command::new("true").spawn().expect("true runs"),
             dir,
+            hostname: hostname.map(str::to_owned),
         };
         // What stood in for it ends at once.
         let _ = node.child.wait();
@@ -96,6 +126,7 @@ impl Node {
             tun: self.tun.clone(),
             dir: self.dir.clone(),
             instance: self.instance + 1,
+            hostname: self.hostname.clone(),
             child: Command::new("true").spawn().expect("true runs"),
         };
         // What stood in for it ends at once.
@@ -106,18 +137,24 @@ impl Node {
 
     /// Starts it again with the same state directory.
     pub fn restart(&mut self, peers: &[&str], options: &str) {
+        let command = self.command_line(peers, options);
+        self.child = self.host.spawn(&command, &self.log_path());
+    }
+
+    /// What starts it.
+    pub fn command_line(&self, peers: &[&str], options: &str) -> String {
         let peers: Vec<String> = peers.iter().map(|peer| format!("-p '{peer}'")).collect();
-        let command = format!(
-            "{} run --network lab --secret-file {} --hostname {} --state-dir {} --admin {} --tun {} {} {options}",
+        let hostname = self.hostname.as_ref().map(|name| format!("--hostname {name}"));
+        format!(
+            "{} run --network lab --secret-file {} {} --state-dir {} --admin {} --tun {} {} {options}",
             binary().display(),
             self.dir.join("secret").display(),
-            self.name,
+            hostname.unwrap_or_default(),
             self.dir.join("state").display(),
             self.socket().display(),
             self.tun,
             peers.join(" ")
-        );
-        self.child = self.host.spawn(&command, &self.log_path());
+        )
     }
 
     /// Gives it another secret from its next start on.
@@ -241,7 +278,34 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
+        let log = self.log();
+        let error = log.lines().find(|line| line.contains(" ERROR "));
+        assert!(
+            std::thread::panicking() || error.is_none(),
+            "{}: {}",
+            self.name,
+            error.unwrap_or_default()
+        );
     }
+}
+
+/// Searches the writable memory of a process.
+///
+/// # Panics
+/// Without root, or when the process is gone.
+pub fn memory_contains(pid: u32, needle: &[u8]) -> bool {
+    use std::os::unix::fs::FileExt;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("a running process");
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("root");
+    maps.lines().filter(|line| line.contains("rw-p")).any(|line| {
+        let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+        let (from, to) = range.expect("a range");
+        let parse = |text| u64::from_str_radix(text, 16).expect("hex");
+        let (from, to) = (parse(from), parse(to));
+        let mut bytes = vec![0; usize::try_from(to - from).unwrap_or(usize::MAX).min(64 << 20)];
+        memory.read_at(&mut bytes, from).is_ok()
+            && bytes.windows(needle.len()).any(|window| window == needle)
+    })
 }
 
 /// Sends a signal to a process that the lab started.

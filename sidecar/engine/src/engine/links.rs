@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use session::cookie::Source;
 use wire::{
-    control::{Attach, Body, Hello, Refused, Register, Registered},
+    control::{Attach, Body, Hello, Refused, RefusedReason, Register, Registered},
     datagram::Whois,
     endpoint::Transport,
     id::NodeId,
@@ -211,6 +212,13 @@ impl Engine {
 
     pub(super) fn on_whois(&mut self, arrival: Arrival, whois: &Whois, now: Instant) {
         if !whois.answer {
+            let source = match arrival.via {
+                Some(via) => Source::Relayed(via.link, via.src),
+                None => Source::of(arrival.hop.remote().ip()),
+            };
+            if !self.acceptor.may_ask(source, now) {
+                return self.drop_packet(DropReason::PuntLimited);
+            }
             let answer = Whois::answer(whois.txid, &self.config.identity.keys(), &[0; 64]);
             return self.reply(arrival, answer.to_vec());
         }
@@ -259,6 +267,9 @@ impl Engine {
     }
 
     pub(super) fn on_registered(&mut self, node: NodeId, registered: &Registered, now: Instant) {
+        if self.home(node).is_none() {
+            return;
+        }
         let primary = self.peers.get(&node).and_then(|peer| peer.agent.primary());
         let server = match primary {
             // Attached over a stream too: that its UDP does not answer is what tells that UDP is blocked.
@@ -304,8 +315,20 @@ impl Engine {
         ));
     }
 
+    /// What only a server may say is heard from a server alone; a member that says it is out of order.
+    fn home(&mut self, node: NodeId) -> Option<&mut Adjacency> {
+        let found = self.links.get_mut(&node).filter(|adjacency| adjacency.server);
+        if found.is_none() {
+            self.drops.count(DropReason::WrongRole);
+        }
+        found
+    }
+
     pub(super) fn on_refused(&mut self, node: NodeId, refused: &Refused, now: Instant) {
-        let Some(adjacency) = self.links.get_mut(&node) else { return };
+        if refused.reason == RefusedReason::DuplicateKey as i32 {
+            return self.meet_twin(now);
+        }
+        let Some(adjacency) = self.home(node) else { return };
         adjacency.refused = Some(refused.message.clone());
         adjacency.register_sent = None;
         if refused.retry_s > 0 {
@@ -317,7 +340,7 @@ impl Engine {
     }
 
     pub(super) fn on_attach(&mut self, node: NodeId, attach: &Attach, now: Instant) {
-        let Some(adjacency) = self.links.get_mut(&node) else { return };
+        let Some(adjacency) = self.home(node) else { return };
         let changed = adjacency.replica.apply(attach);
         let agrees = attach.more || adjacency.replica.agrees(attach.seq, attach.digest);
         let nodes = adjacency.replica.nodes().clone();
@@ -330,7 +353,8 @@ impl Engine {
         }
     }
 
-    /// A member is a link neighbour if the configuration names it, or if it carries other members' traffic.
+    /// A member is a link neighbour if the configuration names it, if it carries other members' traffic, or if it takes us
+    /// for one: an edge counts only if both list it.
     pub(super) fn link_if_neighbour(&mut self, node: NodeId, now: Instant) {
         let Some(peer) = self.peers.get(&node) else { return };
         if peer.kind != Kind::Member || peer.sessions.sending().is_none() {
@@ -339,8 +363,7 @@ impl Engine {
         let named = !peer.bootstrap.is_empty();
         let transit = self.topology.member(node).is_some_and(|member| member.body.transit)
             && peer.agent.is_direct();
-        let asked = self.config.transit && peer.linked_by_peer;
-        if !(named || transit || asked) || self.links.contains_key(&node) {
+        if !(named || transit || peer.linked_by_peer) || self.links.contains_key(&node) {
             return;
         }
         self.add_link(node, false, now);
@@ -426,6 +449,9 @@ impl Engine {
     /// A link is no more: others hear of it, and other ways are sought.
     pub(super) fn link_down(&mut self, node: NodeId, why: &str, now: Instant) {
         let Some(adjacency) = self.links.remove(&node) else { return };
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.linked_by_peer = false;
+        }
         self.timers.set(Wake::Link(node), None);
         self.flood.remove_neighbour(node);
         self.topology.remove_server(node);
@@ -442,10 +468,23 @@ impl Engine {
         }
     }
 
+    /// A home answers nothing while traffic goes out; with another one there, it is given up before its hellos say so.
+    pub(super) fn home_lost(&mut self, node: NodeId, now: Instant) {
+        let is_home = |adjacency: &Adjacency| adjacency.server && adjacency.registered;
+        let others = self.links.iter().any(|(other, link)| *other != node && is_home(link));
+        if !others || !self.links.get(&node).is_some_and(is_home) {
+            return;
+        }
+        self.link_down(node, "it answers nothing", now);
+        self.drop_peer_sessions(node, now);
+        self.reconnect(node, now);
+    }
+
     /// Forgets the sessions with a peer but not the peer: it may answer again.
     fn drop_peer_sessions(&mut self, node: NodeId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let gone = peer.sessions.clear();
+        peer.clocks.clear();
         peer.since = None;
         peer.agent.set_active(false, now);
         for session in gone {
@@ -471,6 +510,9 @@ impl Engine {
     }
 
     pub(super) fn on_drain(&mut self, node: NodeId, now: Instant) {
+        if self.home(node).is_none() {
+            return;
+        }
         self.notice(Notice::new(
             NoticeKind::ServerLost,
             Some(node),

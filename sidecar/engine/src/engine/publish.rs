@@ -1,11 +1,16 @@
 //! The tables of the fast path, and snapshots for people.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use wire::{certificate::Prefix, datagram::DATA_OVERHEAD, id::NodeId};
 
-use super::Engine;
+use super::{Engine, routes::TWIN};
 use crate::{
     fib::{Fib, Forward, Link, Local, PeerEntry},
     path::{self, State, Way},
@@ -13,6 +18,9 @@ use crate::{
     routing::topology::Member,
     snapshot::{self, Live, PathState, PeerState, RouteState, ServerState, Snapshot},
 };
+
+/// A second node with our keys is told of for this long after it was last heard of.
+const TWIN_REMEMBERED: Duration = Duration::from_secs(600);
 
 impl Engine {
     /// The fast path's tables of this moment.
@@ -148,8 +156,15 @@ impl Engine {
         self.spf_runs
     }
 
+    /// What is claimed twice, for as long as it is.
+    fn conflicts(&self, now: Instant) -> Vec<String> {
+        let twin = self.twin.filter(|seen| now.saturating_duration_since(*seen) < TWIN_REMEMBERED);
+        let twin = twin.map(|_| TWIN.to_owned());
+        twin.into_iter().chain(self.rib.conflicts.iter().cloned()).collect()
+    }
+
     /// The node as it is now.
-    pub fn snapshot(&self, _now: Instant) -> Snapshot {
+    pub fn snapshot(&self, now: Instant) -> Snapshot {
         Snapshot {
             node: self.me,
             network: self.config.membership.network,
@@ -160,7 +175,7 @@ impl Engine {
             nat: self.nat.profile(),
             nat_tested: self.nat.tested(),
             candidates: self.own_candidates(),
-            conflicts: self.rib.conflicts.clone(),
+            conflicts: self.conflicts(now),
             issued: self.issued_snapshot(),
             lsdb_entries: self.lsdb.len(),
             lsdb_digest: self.lsdb.root(),

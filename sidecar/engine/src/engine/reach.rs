@@ -25,9 +25,13 @@ use crate::{
 };
 
 /// A probe may be this old by the asker's clock; NATs and relays add milliseconds, suspended machines minutes.
-const RECENT: Duration = Duration::from_secs(30);
+pub(crate) const RECENT: Duration = Duration::from_secs(30);
 /// A suspect path without another one for this long: the peer may have restarted, so INIT is said again.
 const LOST: Duration = Duration::from_millis(300);
+
+/// A home that stays suspect for so long, while another one is there, is no home any more: 1 s of unanswered traffic, less what
+/// suspicion takes.
+const HOME_LOST: Duration = Duration::from_millis(700);
 
 /// A probe to send.
 struct Ask {
@@ -151,7 +155,8 @@ impl Engine {
             ProbeOp::Ask => {
                 let their_now = Duration::from_micros(probe.sender_time);
                 let Some(peer) = self.peers.get_mut(&node) else { return };
-                if !peer.clock.is_recent(their_now, RECENT, now) {
+                let clock = peer.clocks.entry(session.local_index()).or_default();
+                if !clock.is_recent(their_now, RECENT, now) {
                     return self.drop_packet(DropReason::Replayed);
                 }
                 if way != Way::Relayed(node) {
@@ -179,6 +184,10 @@ impl Engine {
                     peer.kind == Kind::Server && matches!(way, Way::Direct(Hop::Udp { .. }));
                 if by_server {
                     self.nat.observed(probe.observed(), now);
+                    // A home that answers in this family can be asked how its NAT maps, too.
+                    if self.links.get(&node).is_some_and(|adjacency| adjacency.registered) {
+                        self.nat.add_server(arrival.hop.remote(), now);
+                    }
                 }
                 if let Some(adjacency) = self.links.get_mut(&node) {
                     adjacency.link.heard(now);
@@ -223,10 +232,57 @@ impl Engine {
         } else {
             self.timers.set(Wake::Watch(node), Some(now + WATCH));
         }
+        let relay = peer.agent.primary().and_then(|way| match way {
+            Way::Relayed(relay) => Some(relay),
+            Way::Direct(_) => None,
+        });
         if lost && self.peers.get(&node).is_some_and(|peer| peer.handshake.is_none()) {
             self.initiate(node, now);
         }
         self.drain_agent(node, now);
+        if let Some(relay) = relay {
+            self.watch_relay(relay, now);
+        }
+    }
+
+    /// Looks at a relay that carries traffic. If nothing comes from it any more, not even answers to probes, what it carries
+    /// goes over another one, whichever end of the traffic notices first.
+    fn watch_relay(&mut self, relay: NodeId, now: Instant) {
+        let started = self.started;
+        let Some(peer) = self.peers.get_mut(&relay) else { return };
+        let at = |millis: u64| (millis > 0).then(|| started + Duration::from_millis(millis));
+        let tx = peer.sessions.all().map(|session| session.last_sent()).max().and_then(at);
+        let rx = peer.sessions.all().map(|session| session.last_received()).max().and_then(at);
+        peer.agent.traffic(tx, rx, now);
+        self.drain_agent(relay, now);
+        let suspect = self.peers.get(&relay).and_then(|peer| {
+            let path = peer.agent.path(peer.agent.primary()?)?;
+            (path.state == State::Suspect).then_some(path.since)
+        });
+        let Some(since) = suspect else { return };
+        let way = Way::Relayed(relay);
+        let carried: Vec<NodeId> = self
+            .peers
+            .values()
+            .filter(|peer| peer.agent.primary() == Some(way))
+            .map(|peer| peer.node)
+            .collect();
+        for node in carried {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.agent.distrust(way, now);
+            }
+            self.drain_agent(node, now);
+        }
+        let suspect_for = now.saturating_duration_since(since);
+        if suspect_for >= LOST
+            && self.peers.get(&relay).is_some_and(|peer| peer.handshake.is_none())
+        {
+            // It may have restarted, and know nothing of our session.
+            self.initiate(relay, now);
+        }
+        if suspect_for >= HOME_LOST {
+            self.home_lost(relay, now);
+        }
     }
 
     /// Asks for a direct path to a peer with traffic, unless there is one.

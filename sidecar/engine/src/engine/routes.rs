@@ -31,6 +31,10 @@ use crate::{
     snapshot::{Route, RouteState},
 };
 
+/// What is said of a second node with our keys.
+pub(super) const TWIN: &str =
+    "Another node runs with this node's key: stop it, or give it a state directory of its own";
+
 impl Engine {
     pub(super) fn originate_node(&mut self, now: Instant) {
         let size = self.topology.members().count();
@@ -256,8 +260,14 @@ impl Engine {
             Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) | None => return,
         };
         if origin.surpassed(container.head.seq, now) {
-            let message = "Another node runs with this node's key: stop it, or give it a state directory of its own";
-            self.notice(Notice::new(NoticeKind::AddressConflict, Some(self.me), message));
+            self.meet_twin(now);
+        }
+    }
+
+    /// Another node runs with our keys. Each of the two speaks above the other for as long as both live; once is enough to say.
+    pub(super) fn meet_twin(&mut self, now: Instant) {
+        if self.twin.replace(now).is_none() {
+            self.notice(Notice::new(NoticeKind::AddressConflict, Some(self.me), TWIN));
         }
     }
 

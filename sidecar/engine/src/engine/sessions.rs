@@ -58,7 +58,7 @@ impl Engine {
         self.peers.get_mut(&node)
     }
 
-    /// Begins a handshake unless one is under way.
+    /// Begins a handshake; one that is under way says INIT again, since there may be a new way for it.
     pub(super) fn initiate(&mut self, node: NodeId, now: Instant) {
         let known = self.topology.member(node).is_some();
         let Some(peer) = self.peers.get_mut(&node) else { return };
@@ -166,6 +166,9 @@ impl Engine {
         let node = keys.node();
         if node == self.me || !self.short_is_free(node) {
             return self.drop_packet(DropReason::DuplicateKey);
+        }
+        if !self.acceptor.is_fresh(&responder) {
+            return self.drop_packet(DropReason::Replayed);
         }
         // Glare: the lower NodeId's initiation wins; the higher answers it, the lower has only to say INIT again
         // where the other's came from, in case its own way there is dead.
@@ -693,6 +696,9 @@ impl Engine {
         for session in gone {
             Arc::make_mut(&mut self.sessions).remove(&session.local_index());
             self.indices.remove(&session.local_index());
+            if let Some(peer) = self.peers.get_mut(&session.peer()) {
+                peer.clocks.remove(&session.local_index());
+            }
             self.fib_dirty = true;
         }
     }
@@ -715,7 +721,15 @@ impl Engine {
             }
             return;
         }
-        self.initiate(node, now);
+        self.seek_session(node, now);
+    }
+
+    /// Begins a handshake because there is something to send; one that runs keeps its pace, or every packet would be another
+    /// INIT.
+    fn seek_session(&mut self, node: NodeId, now: Instant) {
+        if self.peers.get(&node).is_some_and(|peer| peer.handshake.is_none()) {
+            self.initiate(node, now);
+        }
     }
 
     pub(super) fn on_ping(&mut self, id: u64, node: NodeId, now: Instant) {
@@ -724,7 +738,7 @@ impl Engine {
         let Some(peer) = self.meet(keys, Kind::Member) else { return };
         peer.traffic = Some(now);
         if peer.sessions.sending().is_none() {
-            self.initiate(node, now);
+            self.seek_session(node, now);
         }
         self.send_waiting_pings(node, now);
     }

@@ -24,6 +24,9 @@ const MARGIN_PERCENT: u32 = 10;
 /// A direct path is preferred to a relay unless it is worse by both of these.
 const RELAY_MARGIN: Duration = Duration::from_millis(30);
 const RELAY_MARGIN_PERCENT: u32 = 30;
+/// As long as there are no more samples than these, one of less than half counts alone: the first packets of a path wait for
+/// neighbours to be found and radios to wake.
+const EARLY: u32 = 5;
 /// What losing every probe would cost; loss is scaled by it.
 const LOSS: Duration = Duration::from_millis(500);
 
@@ -62,14 +65,17 @@ pub(super) fn much_worse(a: Duration, b: Duration) -> bool {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Estimate {
     rtt: Option<(Duration, Duration)>,
+    samples: u32,
     loss: f64,
 }
 
 impl Estimate {
     pub(super) fn sample(&mut self, sample: Duration) {
         self.loss *= 0.9;
+        self.samples = self.samples.saturating_add(1);
         self.rtt = Some(match self.rtt {
             None => (sample, sample / 8),
+            Some((rtt, _)) if self.samples <= EARLY && sample < rtt / 2 => (sample, sample / 8),
             Some((rtt, var)) => ((rtt * 7 + sample) / 8, (var * 3 + rtt.abs_diff(sample)) / 4),
         });
     }

@@ -97,6 +97,47 @@ impl World {
 }
 
 #[test]
+fn a_first_answer_that_came_late_does_not_keep_a_direct_path_out() {
+    let mut world = World::new();
+    world.rtt.insert(VIA, ms(2));
+    world.agent.set_relays(&[(RELAY, ms(2))], world.now);
+    world.run(ms(500));
+    assert_eq!(world.agent.primary(), Some(VIA));
+    world.rtt.insert(direct(), ms(400));
+    let txid = world.agent.probe(direct(), world.now);
+    world.answers.push((world.now + ms(400), txid));
+    for _ in 0..7 {
+        // The punch's own probes, of which none was answered.
+        world.agent.probe(direct(), world.now);
+    }
+
+    world.run(ms(450));
+    world.rtt.insert(direct(), ms(2));
+    world.run(ms(1000));
+
+    assert_eq!(world.agent.primary(), Some(direct()), "{:?}", world.changes);
+}
+
+#[test]
+fn a_relay_in_doubt_has_another_carry_the_data_too() {
+    let other = Way::Relayed(NodeId([8; 16]));
+    let mut world = World::new();
+    world.rtt.extend([(VIA, ms(2)), (other, ms(4))]);
+    world.agent.set_relays(&[(RELAY, ms(2)), (NodeId([8; 16]), ms(4))], world.now);
+    world.run(ms(1500));
+    assert_eq!(world.agent.primary(), Some(VIA));
+
+    world.agent.distrust(other, world.now);
+    assert_eq!(world.agent.bicast(), None, "that one carries nothing");
+    world.rtt.remove(&VIA);
+    world.agent.distrust(VIA, world.now);
+    assert_eq!(world.agent.bicast(), Some(other));
+    world.run(ms(50));
+
+    assert_eq!(world.agent.primary(), Some(other));
+}
+
+#[test]
 fn the_first_answer_of_a_direct_path_takes_the_traffic_from_the_relay() {
     let mut world = World::new();
     world.rtt.insert(VIA, ms(60));

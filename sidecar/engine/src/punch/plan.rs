@@ -13,6 +13,9 @@ pub enum Strategy {
     Open,
     /// Endpoint-independent mappings on both sides: both send at once.
     Cone,
+    /// Such a mapping on one side: the other sends to it, and comes through if that side filters by address at most, which
+    /// its own packets have opened.
+    OneSided,
     /// Nothing applies: the relay carries it.
     Relay,
 }
@@ -25,6 +28,7 @@ impl Strategy {
             Self::V6 => "S1",
             Self::Open => "S2",
             Self::Cone => "S3",
+            Self::OneSided => "S4",
             Self::Relay => "S12",
         }
     }
@@ -56,6 +60,8 @@ pub fn plan(a: &NatProfile, b: &NatProfile) -> Plan {
         (Strategy::Open, 64)
     } else if independent(a) && independent(b) {
         (Strategy::Cone, 64)
+    } else if independent(a) || independent(b) {
+        (Strategy::OneSided, 16)
     } else {
         (Strategy::Relay, 24)
     };
@@ -98,7 +104,7 @@ mod tests {
             (nat(Ei, Apd), nat(Ei, Apd), Strategy::Cone),
             (nat(Ei, Ei), nat(Apd, Apd), Strategy::Open),
             (nat(Open, Unknown), nat(Apd, Apd), Strategy::Open),
-            (nat(Ei, Apd), nat(Apd, Apd), Strategy::Relay),
+            (nat(Ei, Apd), nat(Apd, Apd), Strategy::OneSided),
             (nat(Apd, Apd), nat(Apd, Apd), Strategy::Relay),
             (nat(Unknown, Unknown), nat(Ei, Apd), Strategy::Cone),
         ] {

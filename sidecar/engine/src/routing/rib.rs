@@ -66,12 +66,16 @@ fn announced(topology: &Topology) -> impl Iterator<Item = (NodeId, IpNet, RouteS
 pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topology) -> Rib {
     let mut by_prefix: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
     let mut since: BTreeMap<(IpNet, NodeId), u64> = BTreeMap::new();
+    let mut conflicts = Vec::new();
     for (node, prefix, source, claimed, allowed) in announced(topology) {
         if node == me {
             continue;
         }
         since.insert((prefix, node), claimed);
         let reach = reachable.get(&node).and_then(|ways| ways.first());
+        if allowed && reach.is_some() && own.has(prefix) {
+            conflicts.push(format!("{prefix} is announced by {node} and is this node's own"));
+        }
         let refusal = if !allowed {
             Some("the node's attributes do not allow it this prefix".to_owned())
         } else {
@@ -93,7 +97,7 @@ pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topol
             reason,
         });
     }
-    let mut rib = Rib::default();
+    let mut rib = Rib { routes: Vec::new(), conflicts };
     for (prefix, mut routes) in by_prefix {
         routes.sort_by_key(|route| (route.metric, route.node));
         let installed: Vec<usize> =
@@ -127,6 +131,10 @@ pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topol
 }
 
 impl Own<'_> {
+    fn has(&self, prefix: IpNet) -> bool {
+        self.mesh.iter().any(|mine| mine.trunc() == prefix)
+    }
+
     fn refusal(&self, prefix: IpNet) -> Option<String> {
         if is_special(prefix) {
             let what = "default, loopback, link-local and multicast ranges are never imported";
@@ -145,7 +153,7 @@ impl Own<'_> {
                 "overlaps {net}, which is behind this node: the node that announces it maps it to another with mapTo"
             ));
         }
-        if self.mesh.iter().any(|mine| mine.trunc() == prefix) {
+        if self.has(prefix) {
             return Some("this node has the same prefix".to_owned());
         }
         if !is_subnet {

@@ -46,7 +46,7 @@ const BACKLOG: i32 = 128;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// One read takes this much at most; several of the largest frames.
-const READ_BUFFER: usize = 128 * 1024;
+pub const READ_BUFFER: usize = 128 * 1024;
 /// Datagrams of one batch; bounds how long one tunnel holds the thread.
 const MAX_BATCH: usize = 128;
 
@@ -157,7 +157,7 @@ async fn run(shared: &Shared, tunnel: &Tunnel, stream: TcpStream) -> Closed {
     if shared.events.send(up).await.is_err() {
         return Closed::Local;
     }
-    tracing::debug!(tunnel = id.0, %remote, inbound, "Tunnel up");
+    tracing::trace!(tunnel = id.0, %remote, inbound, "Tunnel up");
     let (reader, half) = stream.into_split();
     let mut writer = Writer { half, chunk: Vec::new(), at: 0 };
     let reason = tokio::select! {

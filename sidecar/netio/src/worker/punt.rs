@@ -19,8 +19,10 @@ use engine::{
 use tokio::sync::Notify;
 use wire::{datagram::TYPE_DATA, id::NodeId, packet::Kind};
 
-/// Bytes of control (handshakes, probes, records) that may wait for the engine: 200 INITs.
+/// Bytes of control (handshakes, probes, records) that may wait for the engine.
 pub const CONTROL_BOUND: usize = 256 * 1024;
+/// Of them, what nobody has authenticated yet: a flood of it leaves room for the records of sessions.
+const RAW_BOUND: usize = CONTROL_BOUND / 2;
 /// Bytes of user packets that may wait for the engine, which itself holds 64 KiB.
 pub const DATA_BOUND: usize = 256 * 1024;
 /// What an entry costs beside its bytes.
@@ -104,7 +106,8 @@ impl PuntSender {
         let mut waiting = self.shared.lock();
         let (used, bound) = match punt {
             Punt::NoSession { .. } => (&mut waiting.data_bytes, DATA_BOUND),
-            Punt::Raw { .. } | Punt::Opened { .. } | Punt::Heard { .. } | Punt::Active { .. } => {
+            Punt::Raw { .. } => (&mut waiting.control_bytes, RAW_BOUND),
+            Punt::Opened { .. } | Punt::Heard { .. } | Punt::Active { .. } => {
                 (&mut waiting.control_bytes, CONTROL_BOUND)
             }
         };

@@ -51,6 +51,25 @@ fn stale_data_does_not_use_up_what_handshakes_need() {
     assert_eq!(sender.push(Punt::Raw { arrival, bytes: &[0x81] }), Ok(()));
 }
 
+#[test]
+fn a_flood_of_strangers_leaves_room_for_the_records_of_sessions() {
+    let (sender, _receiver) = queue();
+    let init = vec![0x81; 1144];
+    let mut full = 0;
+    for source in 0..2000_u32 {
+        let arrival = from(&format!("192.0.{}.{}:1", source / 256, source % 256));
+        let pushed = sender.push(Punt::Raw { arrival, bytes: &init });
+        full += u32::from(pushed == Err(DropReason::PuntFull));
+    }
+    assert!(full > 1000, "{full}");
+
+    let arrival = from("198.51.100.1:1");
+    let record = Punt::Opened { arrival, session: 7, kind: Kind::Control, plaintext: &[0; 1000] };
+    let records = (0..100).filter(|_| sender.push(record).is_ok()).count();
+
+    assert_eq!(records, 100);
+}
+
 #[tokio::test]
 async fn the_driver_is_woken_and_takes_all_in_order() {
     let (sender, receiver) = queue();
