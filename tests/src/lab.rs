@@ -275,7 +275,7 @@ impl Lab {
         run_ok(&format!("ip -n {pod} link set eth0 up"));
         run_ok(&format!("ip -n {pod} route add 169.254.1.1 dev eth0"));
         run_ok(&format!("ip -n {pod} route add default via 169.254.1.1"));
-        Host { namespace: pod, address: address.to_owned(), resolv_conf: None }
+        Host { namespace: pod, address: address.to_owned(), address6: None, resolv_conf: None }
     }
 
     /// A host without any link; its address is what the caller will give it.

@@ -1,6 +1,6 @@
 //! The chart as a user gets it: rendered, linted and checked by real `helm` and the schemas of Kubernetes.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::unwrap_in_result)]
 
 use std::{
     collections::BTreeSet,

@@ -82,6 +82,8 @@ impl Rig {
             ipv4: Ipv4Policy::Auto { range: "100.112.0.0/16".parse().unwrap(), kept: None },
             ipv6: Ipv6Policy::Auto,
             exports: Vec::new(),
+            behind: Vec::new(),
+            imports: engine::config::Imports::All,
             protected: Vec::new(),
             mtu: 1320,
             p2p: P2p::On,

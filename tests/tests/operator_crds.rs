@@ -1,5 +1,7 @@
 //! What the API server itself refuses, fills in and explains, with the schemas of crate `crds`.
 
+#![allow(clippy::unwrap_used)]
+
 use kube::{
     Api,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},

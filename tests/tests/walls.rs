@@ -41,14 +41,6 @@ fn imports_point_one_way() {
         ("rpc", &["wire"]),
         ("engine", &["wire", "session", "rpc"]),
         ("netio", &["wire", "session", "rpc", "engine", "task"]),
-<<<<<<< HEAD
-        ("operator", &["wire", "crds", "config", "session", "rpc", "task"]),
-    ];
-    let ours = [
-        "wire", "config", "crds", "session", "rpc", "task", "engine", "netio", "operator",
-        "sidecar", "tests",
-=======
->>>>>>> parent of 11f025e (wip operator)
     ];
     let ours =
         ["wire", "config", "crds", "session", "rpc", "task", "engine", "netio", "sidecar", "tests"];
