@@ -28,6 +28,7 @@ mod image;
 mod node;
 mod pki;
 mod process;
+pub mod product;
 mod run;
 mod whole;
 
@@ -451,6 +452,11 @@ impl ControlPlane {
                 format!("--kubelet-client-certificate={}", file("kubelet-client.crt")),
                 format!("--kubelet-client-key={}", file("kubelet-client.key")),
                 "--kubelet-preferred-address-types=InternalIP".to_owned(),
+                format!("--requestheader-client-ca-file={}", file("ca.crt")),
+                "--requestheader-allowed-names=front-proxy-client".to_owned(),
+                "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
+                "--requestheader-group-headers=X-Remote-Group".to_owned(),
+                "--requestheader-username-headers=X-Remote-User".to_owned(),
                 // Webhooks are dialled by the addresses of endpoints: nobody translates ClusterIPs here.
                 "--enable-aggregator-routing=true".to_owned(),
                 format!("--audit-policy-file={}", file("audit.yaml")),

@@ -80,10 +80,11 @@ impl Image {
         self
     }
 
-    /// Shell, `ping`, `wget`, `nc`, `httpd` and the like: what one looks around with.
+    /// Shell, `ping`, `nc`, `httpd` and the like: what one looks around with. Not `wget`: it looks up the port of http in a library that a
+    /// static program can not load.
     pub fn toolbox() -> Self {
         let tools =
-            ["sh", "cat", "echo", "hostname", "httpd", "ip", "ls", "nc", "ping", "sleep", "wget"];
+            ["sh", "cat", "echo", "hostname", "httpd", "ip", "ls", "nc", "ping", "printf", "sleep"];
         let image = Self::new("local/box:1", &["/bin/sh"]).program("bin/busybox", "/bin/busybox");
         tools.iter().fold(image, |image, tool| image.link(&format!("bin/{tool}"), "busybox"))
     }

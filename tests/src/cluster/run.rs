@@ -18,7 +18,7 @@ use super::binaries;
 /// How long logs of a failed run are kept.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Lines of each log in the message of a failure.
-const LINES: usize = 12;
+const LINES: usize = 8;
 
 /// Those of this process, for the panic hook.
 static ALL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -84,11 +84,14 @@ fn complaints(run: &Path) -> String {
         let content = fs::read(&log).unwrap_or_default();
         let content = String::from_utf8_lossy(&content).into_owned();
         let complains = |line: &&str| {
-            line.starts_with(['E', 'F'])
-                || line.contains("\"level\":\"error\"")
-                || line.contains("level=error")
-                || line.contains("panic")
-                || line.contains("Error")
+            // `E1126 16:12:42…` is how Kubernetes marks an error, W and I are less.
+            let mark = line.as_bytes().get(1).is_some_and(u8::is_ascii_digit);
+            if mark {
+                return line.starts_with(['E', 'F']);
+            }
+            ["\"level\":\"error\"", "\"level\":\"fatal\"", "level=error", "panic", "ERROR"]
+                .iter()
+                .any(|word| line.contains(word))
         };
         let lines: Vec<_> = content.lines().filter(complains).collect();
         if lines.is_empty() {

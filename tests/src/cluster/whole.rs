@@ -200,6 +200,23 @@ impl Cluster {
         pod["status"]["podIP"].as_str().expect("a Ready pod has an address").to_owned()
     }
 
+    /// Creates a pod on a node that answers every HTTP request on port 8080 with `text`. Its address.
+    ///
+    /// # Panics
+    /// When it does not become Ready.
+    pub fn web_pod(&self, name: &str, node: &str, text: &str) -> String {
+        let serve = format!("echo {text} >/tmp/index.html; exec httpd -f -p 8080 -h /tmp");
+        self.pod(name, node, &serve)
+    }
+
+    /// What a pod is answered over TCP at `address`; nothing if it is not answered within 3 s.
+    pub fn fetch(&self, pod: &str, address: &str, port: u16) -> Option<String> {
+        let script = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {address} {port}");
+        let answer = self.exec(pod, &script);
+        let (_, body) = answer.stdout.split_once("\r\n\r\n")?;
+        answer.success.then(|| body.trim().to_owned())
+    }
+
     /// Runs a shell command in a pod.
     pub fn exec(&self, pod: &str, script: &str) -> Ran {
         self.kubectl(&["exec", pod, "--", "sh", "-c", script])
