@@ -224,6 +224,9 @@ fn a_black_hole_for_long_packets_is_found_and_gone_around() {
     );
     let found = mtu(&homes.a).unwrap();
     assert!((1220..=1239).contains(&found), "1300 less 28 less 33 is 1239, found {found}");
+    let doctor = homes.a.cli(&["doctor", "--peer", "b", "-o", "json"]);
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(said.contains("an MTU black hole"), "{said}");
     // IPv6 has no packets below 1280: they travel in pieces.
     let six = homes.b.ipv6();
     let large = homes.host_a.try_run(&format!("ping -c 3 -i 0.2 -s 1200 {six}"));

@@ -219,7 +219,8 @@ fn neighbours_talk_in_their_lan_or_where_they_are_parted_through_their_router() 
         }
         let (_server, url) = node::server(&mut lab, &relay, "server", "");
         let a = Node::start(&lab, &host_a, "a", &[&url], "");
-        let b = Node::start(&lab, &host_b, "b", &[&url], "");
+        // With one port for both the router would have to give one of them another.
+        let b = Node::start(&lab, &host_b, "b", &[&url], "-l 11020");
         meet(&[&a, &b]);
 
         host_a.ping(&b.ipv4(), 10, Duration::from_millis(100));

@@ -325,10 +325,10 @@ impl Engine {
     }
 
     pub(super) fn on_refused(&mut self, node: NodeId, refused: &Refused, now: Instant) {
+        let Some(adjacency) = self.home(node) else { return };
         if refused.reason == RefusedReason::DuplicateKey as i32 {
             return self.meet_twin(now);
         }
-        let Some(adjacency) = self.home(node) else { return };
         adjacency.refused = Some(refused.message.clone());
         adjacency.register_sent = None;
         if refused.retry_s > 0 {
