@@ -8,7 +8,7 @@ use std::{
 };
 
 use tests::lab::{
-    Homes, Host, Lab, Nat, Node,
+    Homes, Host, Lab, Nat,
     homes::MOMENT,
     node::{SECRET, binary},
 };
@@ -23,25 +23,28 @@ fn a_successor_goes_on_with_address_key_routes_and_connections() {
     let mut homes = agents();
     let (id, address) = (homes.b.json("status")["node_id"].clone(), homes.b.ipv4());
     let before = host_side(&homes.host_b);
-    let stream = Stream::start(&homes.host_a, &homes.host_b, &address);
+    for way in [Way::In, Way::Out] {
+        let stream = Stream::start(&homes, &address, way);
+        let next = homes.b.successor(&[&homes.url], "--standby");
+        next.wait("ready", MOMENT);
+        let status = next.json("status");
+        assert_eq!(status["conditions"][0]["reason"], "Standby", "{status}");
+        assert_eq!(status["node_id"], id);
+        assert_eq!(next.cli(&["peers"]).status.code(), Some(1), "it has no peers to show yet");
 
-    let next = homes.b.successor(&[&homes.url], "--standby");
-    next.wait("ready", MOMENT);
-    let status = next.json("status");
-    assert_eq!(status["conditions"][0]["reason"], "Standby", "{status}");
-    assert_eq!(status["node_id"], id);
-    assert!(next.cli(&["peers"]).status.code() == Some(1), "it has no peers to show yet");
-    assert_eq!(homes.b.stop(), Some(0), "{}", homes.b.log());
-    assert_eq!(host_side(&homes.host_b), before, "SIGTERM keeps everything");
+        assert_eq!(homes.b.stop(), Some(0), "{}", homes.b.log());
 
-    let gap = stream.longest_gap();
-    assert!(gap < GAP, "{gap:?} without a byte: {}", next.log());
-    next.wait("peers=1", MOMENT);
-    let status = next.json("status");
-    assert_eq!((status["ready"].as_bool(), &status["node_id"]), (Some(true), &id), "{status}");
-    assert_eq!(next.ipv4(), address);
-    assert_eq!(host_side(&homes.host_b), before);
-    eprintln!("a roll-out cost {gap:?}");
+        assert_eq!(host_side(&homes.host_b), before, "SIGTERM keeps everything");
+        let gap = stream.longest_gap();
+        eprintln!("a roll-out cost {gap:?}");
+        assert!(gap < GAP, "{gap:?} without a byte: {}", next.log());
+        next.wait("peers=1", MOMENT);
+        let status = next.json("status");
+        assert_eq!((status["ready"].as_bool(), &status["node_id"]), (Some(true), &id), "{status}");
+        assert_eq!(next.ipv4(), address);
+        assert_eq!(host_side(&homes.host_b), before);
+        homes.b = next;
+    }
 }
 
 #[test]
@@ -50,21 +53,23 @@ fn a_kill_costs_less_than_two_seconds_with_a_successor_and_without() {
     let address = homes.b.ipv4();
     let mut next = homes.b.successor(&[&homes.url], "--standby");
     next.wait("ready", MOMENT);
-    let stream = Stream::start(&homes.host_a, &homes.host_b, &address);
+    let stream = Stream::start(&homes, &address, Way::In);
 
     homes.b.kill();
 
     let gap = stream.longest_gap();
-    assert!(gap < GAP, "{gap:?} without a byte: {}", next.log());
     eprintln!("a kill with a successor cost {gap:?}");
-
-    let stream = Stream::start(&homes.host_a, &homes.host_b, &address);
-    next.kill();
-    next.restart(&[&homes.url], "--standby");
-    let gap = stream.longest_gap();
     assert!(gap < GAP, "{gap:?} without a byte: {}", next.log());
-    assert_eq!(next.ipv4(), address);
-    eprintln!("a kill and a restart cost {gap:?}");
+
+    for way in [Way::In, Way::Out] {
+        let stream = Stream::start(&homes, &address, way);
+        next.kill();
+        next.restart(&[&homes.url], "--standby");
+        let gap = stream.longest_gap();
+        eprintln!("a kill and a restart cost {gap:?}");
+        assert!(gap < GAP, "{gap:?} without a byte: {}", next.log());
+        assert_eq!(next.ipv4(), address);
+    }
 }
 
 #[test]
@@ -143,6 +148,25 @@ fn who_retires_leaves_nothing_and_waits_to_be_stopped() {
     homes.b.restart(&[&homes.url], "--standby");
     homes.b.wait("ready", MOMENT);
     homes.a.wait("peers=1", MOMENT);
+}
+
+#[test]
+fn the_commands_of_the_documentation_remove_what_an_agent_left() {
+    let mut homes = agents();
+    assert_eq!(homes.b.stop(), Some(0));
+    assert!(homes.host_b.run("ip link; ip rule").contains("0x3000"), "it stays");
+    let page = include_str!("../../docs/kubernetes/node-agent.md");
+    let by_hand = page.split("## By hand").nth(1).unwrap().split("```").nth(1).unwrap();
+    for line in by_hand.lines().filter(|line| !line.trim().is_empty()) {
+        let command = line.split('#').next().unwrap().replace("ez0", "ezb");
+        if !command.starts_with("rm ") {
+            homes.host_b.run(&command);
+        }
+    }
+    assert!(!homes.host_b.run("ip link").contains("ezb"));
+    assert!(!homes.host_b.run("ip rule; ip -6 rule").contains("0x3000"));
+    assert_eq!(homes.host_b.run("ip route show table all proto 229"), "");
+    assert_eq!(homes.host_b.run("nft list tables"), "");
 }
 
 #[test]
@@ -233,6 +257,17 @@ fn clusters_with_equal_pod_ranges_reach_each_other_by_their_maps() {
     assert_eq!(refused["state"], "rejected");
     let reason = refused["reason"].as_str().unwrap();
     assert!(reason.contains("is behind this node") && reason.contains("mapTo"), "{reason}");
+    for node in [&homes.a, &homes.b] {
+        let status = node.json("status");
+        let conditions = status["conditions"].as_array().cloned().unwrap();
+        let told = conditions.iter().any(|condition| {
+            let message = condition["message"].as_str().unwrap();
+            condition["type"] == "AddressConflictFree"
+                && message.contains("10.244.0.0/24")
+                && message.contains("mapTo")
+        });
+        assert!(told, "{status}");
+    }
     let ping = pod_b.ping("10.200.0.2", 3, Duration::from_millis(200));
     assert_eq!(ping.lost(), 3, "nobody answers what could not find back");
     let drops = &homes.a.json("stats")["drops"];
@@ -281,56 +316,74 @@ fn reach(from: &Host, to: &str) -> tests::lab::Ping {
     from.ping(to, 2, Duration::from_millis(200))
 }
 
-/// A TCP connection that carries data all the time, into the host whose node is meddled with.
+/// A TCP connection that carries data all the time, measured where it arrives.
 struct Stream {
     client: Child,
     server: Child,
+    /// What the server saw, in the end.
+    report: std::path::PathBuf,
+    way: Way,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Into the host whose node is meddled with.
+    In,
+    Out,
 }
 
 const STREAM: Duration = Duration::from_secs(8);
 const TICK: Duration = Duration::from_millis(100);
 
 impl Stream {
-    fn start(from: &Host, to: &Host, address: &str) -> Self {
-        let log = std::env::temp_dir().join(format!("easynet-stream-{}", std::process::id()));
-        let server = to.spawn("iperf3 -s -1", &log);
+    fn start(homes: &Homes, address: &str, way: Way) -> Self {
+        let (from, to) = (&homes.host_a, &homes.host_b);
+        let report = homes.lab.dir().join("stream");
+        let server = to.spawn("iperf3 -s -1 -J -i 0.1", &report);
         let began = Instant::now();
         while !to.run("ss -Hltn sport = :5201").contains("5201") {
             assert!(began.elapsed() < Duration::from_secs(5), "iperf3 does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
         let mut command = std::process::Command::new("ip");
-        let seconds = STREAM.as_secs();
         command.args(["netns", "exec", &from.namespace, "timeout", "30"]);
-        // A trickle in both directions: what counts is time, not bytes.
-        let client = command
-            .args(["iperf3", "-J", "-c", address, "-t", &seconds.to_string()])
-            .args(["-i", "0.1", "-b", "4M", "-l", "1000"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        // A trickle: what counts is time, not bytes.
+        command.args(["iperf3", "-J", "-c", address, "-i", "0.1", "-b", "4M", "-l", "1000"]);
+        command.args(["-t", &STREAM.as_secs().to_string()]);
+        if way == Way::Out {
+            command.arg("-R");
+        }
+        let client = command.stdout(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(Duration::from_secs(1));
-        Self { client, server }
+        Self { client, server, report, way }
     }
 
-    /// The longest time without a byte, when all is over.
+    /// The longest time in which nothing arrived, when all is over.
     fn longest_gap(self) -> Duration {
-        let Self { client, mut server } = self;
+        let Self { client, mut server, report, way } = self;
         let output = client.wait_with_output().unwrap();
+        let client: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(client["error"].is_null(), "the connection broke: {}", client["error"]);
+        let began = Instant::now();
+        while server.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let _ = server.kill();
         let _ = server.wait();
-        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert!(report["error"].is_null(), "the connection broke: {}", report["error"]);
-        let intervals = report["intervals"].as_array().cloned().unwrap_or_default();
-        assert!(intervals.len() > 50, "{report}");
+        let receiver = match way {
+            Way::In => serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap(),
+            Way::Out => client,
+        };
+        let intervals = receiver["intervals"].as_array().cloned().unwrap_or_default();
+        assert!(intervals.len() > 50, "{receiver}");
         let (mut longest, mut run) = (0, 0);
         for interval in &intervals {
             let stalled = interval["sum"]["bytes"].as_u64() == Some(0);
             run = if stalled { run + 1 } else { 0 };
             longest = longest.max(run);
         }
-        let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap_or(0);
-        assert!(received > 1_000_000, "{received} bytes arrived: {}", report["end"]);
+        let bytes: u64 = intervals.iter().filter_map(|one| one["sum"]["bytes"].as_u64()).sum();
+        assert!(bytes > 2_000_000, "{bytes} bytes arrived: {receiver}");
         TICK * longest
     }
 }
@@ -339,24 +392,22 @@ impl Stream {
 fn the_configuration_names_what_an_agent_may_be_told() {
     let host = "exports: [{cidr: 10.244.0.0/24, mapTo: 10.200.0.0/24, masquerade: never}]\n\
                 imports: {mode: listed, cidrs: [10.201.0.0/16]}\nprotected: [10.96.0.0/12]\nexempt: [10.244.0.0/16]\n";
-    let mut lab = Lab::new();
-    let one = lab.public_host("m");
-    let two = lab.public_host("n");
-    let file = lab.dir().join("config.yaml");
+    let mut homes = Homes::new(Nat::PortRestricted, Nat::PortRestricted, "");
+    let file = homes.lab.dir().join("config.yaml");
     std::fs::write(&file, format!("apiVersion: config.easynet.io/v1alpha1\nkind: Sidecar\n{host}"))
         .unwrap();
-    let m = Node::start(&lab, &one, "m", &[], &format!("--config {}", file.display()));
-    m.wait("ready", MOMENT);
-    let url = format!("udp://{}:11010", one.address);
-    let exports = "--export 10.201.7.0/24,10.202.7.0/24,10.97.0.0/24";
-    let n = Node::start(&lab, &two, "n", &[&url], exports);
-    n.wait("peers=1", MOMENT);
-    m.wait("peers=1", MOMENT);
+    assert_eq!((homes.a.stop(), homes.b.stop()), (Some(0), Some(0)));
+    homes.a.restart(&[&homes.url], &format!("--config {}", file.display()));
+    homes.b.restart(&[&homes.url], "--export 10.201.7.0/24,10.202.7.0/24,10.97.0.0/24");
+    for node in [&homes.a, &homes.b] {
+        node.wait("ready", MOMENT);
+        node.wait("peers=1", MOMENT);
+    }
 
     let began = Instant::now();
     let routes = loop {
-        let routes = m.json("routes");
-        if routes.to_string().contains("installed") {
+        let routes = homes.a.json("routes");
+        if routes.to_string().contains("10.201.7.0/24") {
             break routes;
         }
         assert!(began.elapsed() < MOMENT, "{routes}");
@@ -370,6 +421,6 @@ fn the_configuration_names_what_an_agent_may_be_told() {
     assert_eq!(of("10.201.7.0/24").0, "installed", "{routes}");
     assert!(of("10.202.7.0/24").1.contains("not listed"), "{routes}");
     assert!(of("10.97.0.0/24").1.contains("the configuration protects"), "{routes}");
-    let table = one.run("nft list table inet easynet_ezm");
+    let table = homes.host_a.run("nft list table inet easynet_eza");
     assert!(table.contains("10.244.0.0/16") && table.contains("10.200.0.0/24"), "{table}");
 }

@@ -235,6 +235,9 @@ pub struct NodeBody {
     pub os: String,
     #[prost(string, tag = "12")]
     pub arch: String,
+    /// What mapped exports are on the node's host: whoever announces such a prefix as it is cannot be answered there.
+    #[prost(message, repeated, tag = "13")]
+    pub behind: Vec<Prefix>,
 }
 
 /// A claim on an overlay address.

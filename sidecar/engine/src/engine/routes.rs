@@ -133,6 +133,12 @@ impl Engine {
             version: self.config.version.clone(),
             os: std::env::consts::OS.to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
+            behind: self
+                .config
+                .behind
+                .iter()
+                .map(|net| Prefix::new(net.network(), net.prefix_len()))
+                .collect(),
         }
     }
 

@@ -14,6 +14,8 @@ use crate::{
 
 /// Prefixes that one node may announce; more are not looked at.
 const MAX_PREFIXES: usize = 256;
+/// Conflicts that are told one by one; one mistake in a large cluster makes as many as it has nodes.
+const MAX_CONFLICTS: usize = 16;
 
 /// The routes of one moment.
 #[derive(Clone, Debug, Default)]
@@ -64,9 +66,10 @@ fn announced(topology: &Topology) -> impl Iterator<Item = (NodeId, IpNet, RouteS
 /// Computes all routes. Longest prefix is the FIB's matter; of equal prefixes the cheaper node is installed, of equal
 /// costs the lower NodeId, and of address claims the winner of [`super::claims::wins`].
 pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topology) -> Rib {
+    let mut rib = Rib::default();
+    own.unanswered(topology, &mut rib);
     let mut by_prefix: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
     let mut since: BTreeMap<(IpNet, NodeId), u64> = BTreeMap::new();
-    let mut conflicts = Vec::new();
     for (node, prefix, source, claimed, allowed) in announced(topology) {
         if node == me {
             continue;
@@ -74,13 +77,18 @@ pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topol
         since.insert((prefix, node), claimed);
         let reach = reachable.get(&node).and_then(|ways| ways.first());
         if allowed && reach.is_some() && own.has(prefix) {
-            conflicts.push(format!("{prefix} is announced by {node} and is this node's own"));
+            rib.conflict(format!("{prefix} is announced by {node} and is this node's own"));
         }
         let refusal = if !allowed {
             Some("the node's attributes do not allow it this prefix".to_owned())
         } else {
             own.refusal(prefix)
         };
+        if refusal.is_some() && own.behind.iter().any(|net| overlap(net, &prefix)) {
+            rib.conflict(format!(
+                "{prefix} of {node} is refused, since it overlaps a network behind this node: export it there with mapTo"
+            ));
+        }
         let (state, reason) = match (refusal, reach) {
             (Some(reason), _) => (RouteState::Rejected, reason),
             (None, None) => (RouteState::Shadowed, "no way to the node is known".to_owned()),
@@ -97,7 +105,6 @@ pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topol
             reason,
         });
     }
-    let mut rib = Rib { routes: Vec::new(), conflicts };
     for (prefix, mut routes) in by_prefix {
         routes.sort_by_key(|route| (route.metric, route.node));
         let installed: Vec<usize> =
@@ -116,7 +123,7 @@ pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topol
             let winner = routes[best].node;
             let names: Vec<String> =
                 installed.iter().map(|&i| routes[i].node.to_string()).collect();
-            rib.conflicts.push(format!(
+            rib.conflict(format!(
                 "{prefix} is announced by {}; {winner} carries it",
                 names.join(" and ")
             ));
@@ -130,9 +137,38 @@ pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topol
     rib
 }
 
+impl Rib {
+    fn conflict(&mut self, what: String) {
+        if self.conflicts.len() < MAX_CONFLICTS {
+            self.conflicts.push(what);
+        }
+    }
+}
+
 impl Own<'_> {
     fn has(&self, prefix: IpNet) -> bool {
         self.mesh.iter().any(|mine| mine.trunc() == prefix)
+    }
+
+    /// What we announce as it is although somebody has the same behind a map, and so refuses it.
+    fn unanswered(&self, topology: &Topology, rib: &mut Rib) {
+        let subnets = self.mesh.iter().filter(|net| net.prefix_len() < net.max_prefix_len());
+        for mine in subnets {
+            let refuses = topology.members().find(|(_, member)| {
+                let behind = member.body.behind.iter().take(MAX_PREFIXES);
+                behind
+                    .filter_map(|prefix| {
+                        let (address, length) = prefix.parse()?;
+                        IpNet::new(address, length).ok()
+                    })
+                    .any(|net| overlap(&net, mine))
+            });
+            if let Some((node, _)) = refuses {
+                rib.conflict(format!(
+                    "{mine} is exported as it is, and {node} has the same behind it and refuses ours: export it with mapTo"
+                ));
+            }
+        }
     }
 
     fn refusal(&self, prefix: IpNet) -> Option<String> {
@@ -140,7 +176,7 @@ impl Own<'_> {
             let what = "default, loopback, link-local and multicast ranges are never imported";
             return Some(what.to_owned());
         }
-        let overlaps = |net: &&IpNet| net.contains(&prefix) || prefix.contains(*net);
+        let overlaps = |net: &&IpNet| overlap(net, &prefix);
         let is_subnet = prefix.prefix_len() < prefix.max_prefix_len();
         if let Some(net) = self.protected.iter().find(overlaps) {
             return Some(format!("overlaps {net}, which the configuration protects"));
@@ -166,6 +202,10 @@ impl Own<'_> {
             Imports::None => Some("imports.mode is none".to_owned()),
         }
     }
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
 }
 
 /// What is never imported, whoever announces it.
