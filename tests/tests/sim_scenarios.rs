@@ -2,132 +2,33 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use engine::snapshot::PeerState;
-use session::membership::Master;
-use tests::sim::{
-    clock::Span,
-    node::{Member, Node, identity},
-    site::Site,
-    traffic::Traffic,
-    world::{PORT, StationId, World},
+use engine::{
+    event::NoticeKind,
+    snapshot::{PeerState, RouteState},
 };
-use wire::endpoint::Transport;
-
-/// A small mesh: servers first, then members.
-struct Mesh {
-    world: World<Node>,
-    servers: Vec<StationId>,
-    members: Vec<StationId>,
-    master: Master,
-}
-
-impl Mesh {
-    fn new(seed: u64, servers: u64, sites: &[Site]) -> Self {
-        let mut mesh = Self {
-            world: World::empty(seed),
-            servers: Vec::new(),
-            members: Vec::new(),
-            master: Master::from_bytes([7; 32]),
-        };
-        for number in 0..servers {
-            let host = mesh.world.net.add_host();
-            Site::Public.plug(&mut mesh.world.net, host, 5.ms());
-            let station = mesh.world.add_station(host);
-            let (unix, now) = (mesh.unix(), mesh.world.instant());
-            mesh.world.start(station, Node::server(number, seed, unix, now));
-            mesh.servers.push(station);
-        }
-        for (number, site) in (0..).zip(sites) {
-            let host = mesh.world.net.add_host();
-            site.plug(&mut mesh.world.net, host, 10.ms());
-            let station = mesh.world.add_station(host);
-            mesh.members.push(station);
-            mesh.start(number);
-        }
-        mesh
-    }
-
-    fn unix(&self) -> u64 {
-        self.world.clock().unix(self.world.now())
-    }
-
-    fn member(&self, number: usize) -> Member {
-        let mut member = Member::new(number as u64, &self.master);
-        for (index, server) in self.servers.iter().enumerate() {
-            let uplink = self.world.net.uplink(self.world.host(*server)).unwrap();
-            let keys = Some(identity(b's', index as u64).keys());
-            let own = self.world.net.uplink(self.world.host(self.members[number])).unwrap();
-            let ip = if own.v4.is_some() {
-                uplink.v4.unwrap().into()
-            } else {
-                uplink.v6.unwrap().into()
-            };
-            member.bootstrap.push((SocketAddr::new(ip, PORT), Transport::Udp, keys));
-        }
-        member
-    }
-
-    fn start(&mut self, number: usize) {
-        let member = self.member(number);
-        let (unix, now) = (self.unix(), self.world.instant());
-        let seed = self.world.seed * 1000 + number as u64;
-        self.world.start(self.members[number], Node::member(&member, seed, unix, now));
-    }
-
-    /// One packet there and back; the round trip, if it came within `limit`.
-    fn ping(&mut self, from: usize, to: usize, limit: Duration) -> Option<Duration> {
-        let (a, b) = (self.members[from], self.members[to]);
-        let src = self.world.machine(a)?.address(true)?;
-        let dst = self.world.machine(b)?.address(true)?;
-        let mut traffic = Traffic::default();
-        let number = traffic.ask(&mut self.world, a, src, dst, 64);
-        self.world.run_until(1.ms(), limit, |world| {
-            traffic.settle(world);
-            traffic.round_trip(number).is_some()
-        })?;
-        traffic.round_trip(number)
-    }
-
-    fn settled(&mut self, limit: Duration) -> Option<Duration> {
-        let members = self.members.clone();
-        self.world.run_until(50.ms(), limit, |world| {
-            let now = world.instant();
-            members.iter().filter_map(|id| world.machine(*id)?.snapshot(now)).all(|snapshot| {
-                snapshot.peers.len() == members.len() - 1
-                    && snapshot.peers.iter().all(|peer| peer.state != PeerState::Unreachable)
-                    && snapshot
-                        .routes
-                        .iter()
-                        .filter(|r| r.state == engine::snapshot::RouteState::Installed)
-                        .count()
-                        >= 2 * (members.len() - 1)
-            })
-        })
-    }
-
-    fn state(&self, from: usize, to: usize) -> PeerState {
-        let now = self.world.instant();
-        let to = self.world.machine(self.members[to]).unwrap().id();
-        let snapshot = self.world.machine(self.members[from]).unwrap().snapshot(now).unwrap();
-        snapshot
-            .peers
-            .iter()
-            .find(|peer| peer.node == to)
-            .map_or(PeerState::Unreachable, |peer| peer.state)
-    }
-}
+use ipnet::IpNet;
+use tests::{
+    edges,
+    sim::{
+        clock::Span,
+        mesh::{Mesh, converged},
+        net::Link,
+        scenario::{self, for_seeds},
+        site::{self, Site},
+    },
+};
 
 #[test]
 fn two_homes_meet_over_a_server_and_go_direct() {
-    let mut mesh = Mesh::new(1, 1, &[Site::HomeNat, Site::HomeNat]);
-    let took = mesh.settled(10.s()).expect("members find each other");
+    let mut mesh = Mesh::new(1).servers(1).node(Site::HomeNat).node(Site::HomeNat);
+    let took = mesh.run_until(converged, 10.s()).expect("members find each other");
     assert!(took < 2.s(), "{took:?}");
 
     let first = mesh.ping(0, 1, 2.s()).expect("the first packet is relayed");
     assert!(first < 200.ms(), "{first:?}");
-    mesh.world.run_for(1.s());
+    mesh.run_for(1.s());
 
     assert_eq!(mesh.state(0, 1), PeerState::Direct);
     assert_eq!(mesh.state(1, 0), PeerState::Direct);
@@ -136,13 +37,394 @@ fn two_homes_meet_over_a_server_and_go_direct() {
 
 #[test]
 fn symmetric_homes_stay_usable_over_the_relay() {
-    let mut mesh = Mesh::new(2, 1, &[Site::Symmetric, Site::Symmetric]);
-    mesh.settled(10.s()).expect("members find each other");
+    let mut mesh = Mesh::new(2).servers(1).node(Site::Symmetric).node(Site::Symmetric);
+    mesh.run_until(converged, 10.s()).expect("members find each other");
 
     for _ in 0..20 {
         assert!(mesh.ping(0, 1, 1.s()).is_some());
-        mesh.world.run_for(500.ms());
+        mesh.run_for(500.ms());
     }
 
     assert_eq!(mesh.state(0, 1), PeerState::Relayed);
+}
+
+#[test]
+fn a_member_that_offers_transit_carries_for_those_that_no_server_joins() {
+    // Two sites, each with a server of its own; the middle one reaches both.
+    let mut mesh = Mesh::new(3)
+        .servers(2)
+        .node(Site::Symmetric)
+        .node(Site::Symmetric)
+        .node_with(Site::Public, |member| member.transit = true);
+    mesh.run_until(converged, 20.s()).expect("all meet first");
+    scenario::cut_from_server(0, 1)(&mut mesh);
+    scenario::cut_from_server(1, 0)(&mut mesh);
+    scenario::cut(0, 1)(&mut mesh);
+    // Links to the one that carries come with traffic to it.
+    mesh.talk(&[(0, 2), (1, 2)], 200.ms(), 25.s());
+
+    assert!(mesh.ping(0, 1, 2.s()).is_some(), "{:#?}", mesh.peer(0, 1));
+    let middle = mesh.id(2);
+    assert_eq!(mesh.peer(0, 1).unwrap().via, Some(middle));
+    assert_eq!(mesh.peer(1, 0).unwrap().via, Some(middle));
+    assert_eq!(loops(&mesh), Vec::<String>::new());
+}
+
+#[test]
+fn who_leaves_is_gone_at_once_and_forgotten_later() {
+    let mut mesh = Mesh::new(4).servers(2).nodes(6, edges![50 % HomeNat, 50 % Public]);
+    mesh.run_for(2.s());
+    mesh.run_until(converged, 20.s()).expect("all meet");
+    mesh.talk(&[(0, 1), (2, 1)], 200.ms(), 2.s());
+    let before = mesh.snapshot(0).unwrap().lsdb_entries;
+    let address = mesh.address(1, true).unwrap();
+
+    mesh.leave(1);
+    mesh.run_for(1.s());
+
+    assert_eq!(mesh.route(0, address), None);
+    assert!(mesh.peer(0, 1).is_none());
+    mesh.run_until(converged, 10.s()).expect("all know");
+    // Whatever order the tombstones die in, none may come back from another's database.
+    mesh.run_for(1200.s());
+    for number in mesh.up() {
+        assert_eq!(mesh.snapshot(number).unwrap().lsdb_entries, before - 2, "{number}");
+    }
+    assert!(converged(&mut mesh));
+}
+
+#[test]
+fn of_two_with_the_same_fixed_address_one_carries_it_and_both_hear_of_it() {
+    let same = |member: &mut tests::sim::node::Member| {
+        member.ipv4 = Some("100.112.0.77/16".parse().unwrap());
+    };
+    let mut mesh = Mesh::new(5)
+        .servers(1)
+        .node(Site::Public)
+        .node_with(Site::Public, same)
+        .node_with(Site::HomeNat, same);
+    mesh.run_for(10.s());
+
+    let address: IpAddr = "100.112.0.77".parse().unwrap();
+    let owner = mesh.route(0, address).expect("one of them carries it");
+    assert!([mesh.id(1), mesh.id(2)].contains(&owner));
+    let conflicts = mesh.snapshot(0).unwrap().conflicts;
+    assert!(conflicts.iter().any(|text| text.contains("100.112.0.77")), "{conflicts:?}");
+    for number in [1, 2] {
+        let routes = mesh.snapshot(number).unwrap().routes;
+        let other = routes.iter().find(|route| route.prefix.contains(&address)).unwrap();
+        assert_eq!(other.state, RouteState::Rejected, "{other:?}");
+        assert!(
+            mesh.snapshot(number).unwrap().conflicts.iter().any(|c| c.contains("100.112.0.77"))
+        );
+    }
+}
+
+#[test]
+fn of_two_claims_to_one_address_one_stays_and_the_other_moves() {
+    for_seeds(
+        "sim_scenarios",
+        "of_two_claims_to_one_address_one_stays_and_the_other_moves",
+        0..10,
+        |seed| {
+            let claim = |member: &mut tests::sim::node::Member| {
+                member.kept.claim = Some(("100.112.9.9".parse().unwrap(), 1_767_000_000));
+            };
+            let mut mesh = Mesh::new(seed)
+                .servers(2)
+                .node_with(Site::HomeNat, claim)
+                .node_with(Site::HomeNat, claim)
+                .node(Site::Public);
+            mesh.run_for(10.s());
+
+            let [a, b] = [0, 1].map(|number| mesh.address(number, true).unwrap());
+            assert_ne!(a, b);
+            let winner = if mesh.id(0) < mesh.id(1) { a } else { b };
+            assert_eq!(winner, "100.112.9.9".parse::<IpAddr>().unwrap());
+            assert!(converged(&mut mesh), "{}", mesh.describe());
+            assert!(mesh.ping(2, 0, 2.s()).is_some() && mesh.ping(2, 1, 2.s()).is_some());
+        },
+    );
+}
+
+#[test]
+fn a_partition_in_which_both_sides_claim_one_address_heals() {
+    for_seeds(
+        "sim_scenarios",
+        "a_partition_in_which_both_sides_claim_one_address_heals",
+        0..10,
+        |seed| {
+            let claim = |member: &mut tests::sim::node::Member| {
+                member.kept.claim = Some(("100.112.9.9".parse().unwrap(), 1_767_000_000));
+            };
+            let mut mesh = Mesh::new(seed).servers(2);
+            for _ in 0..6 {
+                let number = mesh.add(Site::HomeNat, 10.ms());
+                mesh.start(number);
+            }
+            scenario::partition_with_server(3..6, 1)(&mut mesh);
+            for number in [0, 3] {
+                mesh.stop(number);
+                claim(&mut mesh.post_mut(number).member);
+                mesh.start(number);
+            }
+            mesh.run_for(30.s());
+            assert_eq!(mesh.address(0, true), mesh.address(3, true));
+
+            scenario::heal()(&mut mesh);
+
+            mesh.run_until(converged, 30.s()).unwrap_or_else(|| panic!("{}", mesh.describe()));
+            assert_ne!(mesh.address(0, true), mesh.address(3, true));
+        },
+    );
+}
+
+#[test]
+fn overlapping_exports_go_by_length_then_cost_and_are_reported() {
+    let export = |prefix: &str| {
+        let prefix: IpNet = prefix.parse().unwrap();
+        move |member: &mut tests::sim::node::Member| member.exports = vec![prefix]
+    };
+    let mut mesh = Mesh::new(6)
+        .servers(1)
+        .node(Site::Public)
+        .node_with(Site::Public, export("10.1.0.0/16"))
+        .node_with(Site::Public, export("10.1.2.0/24"))
+        .node_with(Site::Public, export("10.1.2.0/24"));
+    for link in mesh.links_mut(3) {
+        *link = Link::of(60.ms());
+    }
+    mesh.run_for(15.s());
+
+    assert_eq!(mesh.route(0, "10.1.9.9".parse().unwrap()), Some(mesh.id(1)));
+    assert_eq!(mesh.route(0, "10.1.2.9".parse().unwrap()), Some(mesh.id(2)));
+    let conflicts = mesh.snapshot(0).unwrap().conflicts;
+    assert!(conflicts.iter().any(|text| text.contains("10.1.2.0/24")), "{conflicts:?}");
+    let routes = mesh.snapshot(0).unwrap().routes;
+    let shadowed = routes.iter().find(|route| route.state == RouteState::Shadowed).unwrap();
+    assert_eq!(shadowed.node, mesh.id(3));
+}
+
+#[test]
+fn a_second_node_with_the_same_key_raises_an_alarm_on_both() {
+    let mut mesh =
+        Mesh::new(7).servers(2).node(Site::HomeNat).node(Site::Public).node(Site::Public);
+    mesh.run_until(converged, 10.s()).expect("all meet");
+    let twin = mesh.add(Site::HomeNat, 10.ms());
+    mesh.post_mut(twin).member.number = 0;
+    mesh.start(twin);
+    mesh.run_for(30.s());
+
+    for number in [0, twin] {
+        let notices = &mesh.machine(number).unwrap().notices;
+        let alarm = notices.iter().any(|(_, notice)| {
+            notice.kind == NoticeKind::AddressConflict && notice.message.contains("this node's key")
+        });
+        assert!(alarm, "{number}: {notices:#?}");
+    }
+    // The others are not harmed.
+    assert!(mesh.ping(1, 2, 2.s()).is_some());
+}
+
+#[test]
+fn a_restart_raises_no_alarm() {
+    for blank in [false, true] {
+        let mut mesh = Mesh::new(8).servers(2).node(Site::HomeNat).node(Site::Public);
+        mesh.run_until(converged, 10.s()).expect("all meet");
+        let address = mesh.address(0, true);
+        scenario::restart(0, 2.s(), blank)(&mut mesh);
+        mesh.run_for(4.s());
+        mesh.run_until(converged, 10.s()).expect("all meet again");
+
+        assert!(mesh.ping(1, 0, 2.s()).is_some());
+        assert_eq!(mesh.address(0, true), address, "the address comes from state or key");
+        let notices = &mesh.machine(0).unwrap().notices;
+        let alarm = notices.iter().find(|(_, notice)| notice.kind == NoticeKind::AddressConflict);
+        assert!(alarm.is_none(), "{alarm:?}");
+    }
+}
+
+#[test]
+fn when_one_of_two_homes_dies_relayed_traffic_goes_on_within_the_suspicion_time() {
+    for_seeds(
+        "sim_scenarios",
+        "when_one_of_two_homes_dies_relayed_traffic_goes_on_within_the_suspicion_time",
+        0..20,
+        |seed| {
+            let mut mesh = Mesh::new(seed).servers(2).node(Site::Symmetric).node(Site::Symmetric);
+            mesh.run_until(converged, 10.s()).expect("all meet");
+            mesh.talk(&[(0, 1)], 20.ms(), 5.s());
+            let via = mesh.peer(0, 1).unwrap().via.expect("it is relayed");
+            let home = (0..2).find(|&server| mesh.server_id(server) == via).unwrap();
+
+            mesh.stop_server(home);
+            mesh.talk(&[(0, 1)], 20.ms(), 5.s());
+
+            let silence = mesh.traffic.longest_silence(mesh.station(0));
+            assert!(silence < 700.ms(), "{silence:?}");
+        },
+    );
+}
+
+#[test]
+fn a_dead_direct_path_costs_less_than_700_ms_up_to_a_round_trip_of_150_ms() {
+    for_seeds(
+        "sim_scenarios",
+        "a_dead_direct_path_costs_less_than_700_ms_up_to_a_round_trip_of_150_ms",
+        0..20,
+        |seed| {
+            for one_way in [5, 40, 64] {
+                let mut mesh = Mesh::new(seed).servers(2).node(Site::HomeNat).node(Site::HomeNat);
+                set_distance(&mut mesh, 0, 1, Duration::from_millis(one_way));
+                mesh.run_until(converged, 10.s()).expect("all meet");
+                mesh.talk(&[(0, 1)], 20.ms(), 5.s());
+                assert_eq!(mesh.state(0, 1), PeerState::Direct);
+
+                scenario::cut(0, 1)(&mut mesh);
+                mesh.talk(&[(0, 1)], 20.ms(), 4.s());
+
+                let silence = mesh.traffic.longest_silence(mesh.station(0));
+                assert!(silence < 700.ms(), "one way {one_way} ms: {silence:?}");
+                assert_eq!(mesh.state(0, 1), PeerState::Relayed);
+            }
+        },
+    );
+}
+
+#[test]
+fn direct_traffic_goes_on_when_every_server_is_gone() {
+    let mut mesh = Mesh::new(9).servers(2).node(Site::HomeNat).node(Site::HomeNat);
+    mesh.run_until(converged, 10.s()).expect("all meet");
+    mesh.talk(&[(0, 1)], 100.ms(), 3.s());
+    assert_eq!(mesh.state(0, 1), PeerState::Direct);
+
+    mesh.stop_server(0);
+    mesh.stop_server(1);
+    mesh.talk(&[(0, 1)], 100.ms(), 600.s());
+
+    let silence = mesh.traffic.longest_silence(mesh.station(0));
+    assert!(silence <= 300.ms(), "{silence:?}");
+}
+
+#[test]
+fn a_server_that_restarts_has_its_members_back_in_seconds() {
+    let mut mesh = Mesh::new(10).servers(1).nodes(20, edges![50 % HomeNat, 50 % Symmetric]);
+    mesh.run_for(2.s());
+    mesh.run_until(converged, 20.s()).expect("all meet");
+    scenario::restart_server(0, 1.s())(&mut mesh);
+    mesh.run_for(1.s());
+    let took = mesh.run_until(converged, 60.s()).unwrap_or_else(|| panic!("{}", mesh.describe()));
+    assert!(took < 30.s(), "{took:?}");
+}
+
+#[test]
+fn traffic_to_a_subnet_of_a_dead_node_goes_to_the_other_owner_within_two_seconds() {
+    for_seeds(
+        "sim_scenarios",
+        "traffic_to_a_subnet_of_a_dead_node_goes_to_the_other_owner_within_two_seconds",
+        0..20,
+        |seed| {
+            let export = |member: &mut tests::sim::node::Member| {
+                member.exports = vec!["10.7.0.0/24".parse().unwrap()];
+            };
+            let mut mesh = Mesh::new(seed)
+                .servers(2)
+                .node(Site::HomeNat)
+                .node_with(Site::Public, export)
+                .node_with(Site::Symmetric, export);
+            mesh.run_until(converged, 10.s()).expect("all meet");
+            let inside: IpAddr = "10.7.0.9".parse().unwrap();
+            let owner = mesh.route(0, inside).unwrap();
+            let owner = [1, 2].into_iter().find(|&number| mesh.id(number) == owner).unwrap();
+            let other = 3 - owner;
+            mesh.talk(&[(0, owner)], 50.ms(), 3.s());
+
+            mesh.stop(owner);
+            let died = mesh.now();
+            let target = mesh.id(other);
+            let source = mesh.address(0, true).unwrap();
+            let station = mesh.station(0);
+            while mesh.route(0, inside) != Some(target) {
+                assert!(mesh.now() < died + 2.s(), "still goes to the dead one");
+                mesh.traffic.ask(&mut mesh.world, station, source, inside, 64);
+                mesh.run_for(50.ms());
+            }
+            // And back, when it is back.
+            mesh.start(owner);
+            mesh.run_for(10.s());
+            assert_eq!(mesh.route(0, inside), Some(mesh.id(owner)));
+        },
+    );
+}
+
+#[test]
+fn a_network_of_hundreds_is_learnt_over_one_server_in_seconds() {
+    let mut mesh = Mesh::new(11).servers(1).nodes(150, edges![100 % Public]);
+    mesh.run_for(30.s());
+    let late = mesh.add(Site::HomeNat, 10.ms());
+    mesh.start(late);
+    let took = mesh.run_until(
+        |mesh| mesh.snapshot(late).is_some_and(|snapshot| snapshot.peers.len() == 150),
+        60.s(),
+    );
+    let took = took.expect("it learns them");
+    assert!(took < 3.s(), "{took:?}");
+}
+
+#[test]
+fn pairs_of_cones_are_direct_in_time() {
+    // Relay round trip 60 ms, direct 40 ms.
+    let mut times = Vec::new();
+    for seed in 0..3 {
+        let mut mesh = Mesh::new(seed).servers(1);
+        let pairs: Vec<(usize, usize)> = (0..34).map(|n| (2 * n, 2 * n + 1)).collect();
+        for &(a, b) in &pairs {
+            for number in [a, b] {
+                let site = [Site::HomeNat, Site::OtherPort, Site::Restricted][number % 3];
+                assert_eq!(mesh.add(site, 5.ms()), number);
+                set_server_distance(&mut mesh, number, 0, Duration::from_micros(8_600));
+            }
+            set_distance(&mut mesh, a, b, Duration::from_micros(9_600));
+            mesh.start(a);
+            mesh.start(b);
+        }
+        mesh.run_until(converged, 20.s()).expect("all meet");
+        let began = mesh.now();
+        let mut direct = vec![None; pairs.len()];
+        for &(a, b) in &pairs {
+            mesh.ask(a, b, true);
+        }
+        while mesh.now() < began + 3.s() {
+            mesh.run_for(5.ms());
+            mesh.traffic.settle(&mut mesh.world);
+            for (n, &(a, b)) in pairs.iter().enumerate() {
+                let is = || mesh.state(a, b) == PeerState::Direct;
+                if direct[n].is_none() && is() {
+                    direct[n] = Some(mesh.now() - began);
+                }
+            }
+        }
+        times.extend(direct.into_iter().map(|time| time.unwrap_or(Duration::MAX)));
+    }
+    times.sort();
+    let (p50, p95) = (times[times.len() / 2], times[times.len() * 95 / 100]);
+    assert!(p50 <= 250.ms(), "p50 {p50:?}");
+    assert!(p95 <= 600.ms(), "p95 {p95:?}: {:?}", &times[times.len() - 8..]);
+}
+
+fn loops(mesh: &Mesh) -> Vec<String> {
+    let wrongs = mesh.wrongs();
+    let loops = wrongs.iter().filter(|w| matches!(w, tests::sim::oracle::Wrong::Loop { .. }));
+    loops.map(ToString::to_string).collect()
+}
+
+fn set_distance(mesh: &mut Mesh, a: usize, b: usize, one_way: Duration) {
+    let [a, b] = [a, b].map(|number| site::place(&mesh.world, mesh.station(number)));
+    mesh.world.net.set_distance(a, b, one_way);
+}
+
+fn set_server_distance(mesh: &mut Mesh, member: usize, server: usize, one_way: Duration) {
+    let a = site::place(&mesh.world, mesh.station(member));
+    let b = site::place(&mesh.world, mesh.server_station(server));
+    mesh.world.net.set_distance(a, b, one_way);
 }

@@ -18,24 +18,35 @@ pub struct Attached {
     nodes: BTreeSet<NodeId>,
     seq: u64,
     digest: u64,
+    /// Changes that nobody was told yet, each with number and digest after it.
+    pending: Vec<(AttachChange, u64, u64)>,
+    /// Number and digest that everybody was told.
+    told: (u64, u64),
 }
 
 impl Attached {
-    /// Notes that a node came or went; the delta to tell the others, unless nothing changed.
-    pub fn set(&mut self, node: NodeId, up: bool) -> Option<Attach> {
+    /// Notes that a node came or went; true if that is a change, which [`Attached::take_deltas`] will tell.
+    pub fn set(&mut self, node: NodeId, up: bool) -> bool {
         let changed = if up { self.nodes.insert(node) } else { self.nodes.remove(&node) };
-        if !changed {
-            return None;
+        if changed {
+            self.seq += 1;
+            self.digest ^= hash(node);
+            let change = AttachChange { node: node.0.to_vec(), up };
+            self.pending.push((change, self.seq, self.digest));
         }
-        self.seq += 1;
-        self.digest ^= hash(node);
-        Some(Attach {
-            changes: vec![AttachChange { node: node.0.to_vec(), up }],
-            full: false,
-            seq: self.seq,
-            digest: self.digest,
-            more: false,
-        })
+        changed
+    }
+
+    /// What changed since it was last asked for, in records that fit a datagram.
+    pub fn take_deltas(&mut self) -> Vec<Attach> {
+        let pending = std::mem::take(&mut self.pending);
+        self.told = (self.seq, self.digest);
+        let records = pending.chunks(CHANGES_PER_RECORD).map(|changes| {
+            let (seq, digest) = changes.last().map_or((0, 0), |(_, seq, digest)| (*seq, *digest));
+            let changes = changes.iter().map(|(change, ..)| change.clone()).collect();
+            Attach { changes, full: false, seq, digest, more: false }
+        });
+        records.collect()
     }
 
     /// The whole list, in records that fit a datagram.
@@ -72,6 +83,11 @@ impl Attached {
 
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
+    }
+
+    /// Number and digest of what everybody was told: those of a hello.
+    pub fn told(&self) -> (u64, u64) {
+        self.told
     }
 
     pub fn seq(&self) -> u64 {
@@ -138,8 +154,20 @@ impl Replica {
         changed
     }
 
-    /// Whether the server's number and digest (of a delta or a hello) are the replica's.
-    pub fn agrees(&self, seq: u64, digest: u64) -> bool {
+    /// Whether a record that was applied left nothing open: one that was overtaken by a later state says nothing.
+    pub fn is_satisfied(&self, record: &Attach) -> bool {
+        record.more
+            || (!record.full && record.seq < self.seq)
+            || self.holds(record.seq, record.digest)
+    }
+
+    /// Whether the replica is at least what a hello says. A server that lost its memory begins a new session, and
+    /// that with its whole list.
+    pub fn is_current(&self, seq: u64, digest: u64) -> bool {
+        seq < self.seq || self.holds(seq, digest)
+    }
+
+    fn holds(&self, seq: u64, digest: u64) -> bool {
         self.seq == seq && self.digest == digest
     }
 }
@@ -169,19 +197,45 @@ mod tests {
         assert_eq!(full.len(), 3);
         let changed: Vec<bool> = full.iter().map(|record| replica.apply(record)).collect();
         assert_eq!(changed, [false, false, true]);
-        assert!(replica.agrees(server.seq(), server.digest()));
+        assert!(replica.holds(server.seq(), server.digest()));
 
-        assert!(replica.apply(&server.set(node(5), false).unwrap()));
-        assert!(replica.agrees(server.seq(), server.digest()));
-        assert_eq!(server.set(node(5), false), None);
+        assert_eq!(server.take_deltas().len(), 3);
+
+        assert!(server.set(node(5), false));
+        assert!(!server.set(node(5), false));
+        let [delta] = &server.take_deltas()[..] else { panic!("not one") };
+        assert!(replica.apply(delta) && replica.is_satisfied(delta));
+        assert!(replica.holds(server.seq(), server.digest()));
+        assert!(server.take_deltas().is_empty());
 
         server.set(node(6), false);
-        replica.apply(&server.set(node(7), false).unwrap());
-        assert!(!replica.agrees(server.seq(), server.digest()));
+        assert!(replica.is_current(server.told().0, server.told().1));
+        let _lost = server.take_deltas();
+        assert!(!replica.is_current(server.told().0, server.told().1));
+        server.set(node(7), false);
+        let [delta] = &server.take_deltas()[..] else { panic!("not one") };
+        replica.apply(delta);
+        assert!(!replica.is_satisfied(delta));
         server.full().iter().for_each(|record| {
             replica.apply(record);
         });
-        assert!(replica.agrees(server.seq(), server.digest()));
+        assert!(replica.holds(server.seq(), server.digest()));
         assert!(replica.nodes().iter().copied().eq(server.nodes()));
+    }
+
+    #[test]
+    fn many_changes_travel_together_and_one_that_comes_late_is_no_disagreement() {
+        let mut server = Attached::default();
+        let mut replica = Replica::default();
+        (0..60).for_each(|number| assert!(server.set(node(number), true)));
+
+        let deltas = server.take_deltas();
+        assert_eq!(deltas.iter().map(|delta| delta.changes.len()).collect::<Vec<_>>(), [48, 12]);
+        deltas
+            .iter()
+            .for_each(|delta| assert!(replica.apply(delta) && replica.is_satisfied(delta)));
+
+        assert!(!replica.apply(&deltas[0]) && replica.is_satisfied(&deltas[0]));
+        assert!(replica.holds(server.seq(), server.digest()));
     }
 }

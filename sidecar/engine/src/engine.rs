@@ -37,6 +37,7 @@ use wire::{
     id::{NodeId, ShortId},
 };
 
+pub use self::links::MAX_HOMES;
 pub(crate) use self::{links::REGISTER_CONTEXT, reach::RECENT as RECENT_PROBE};
 
 use crate::{
@@ -131,6 +132,8 @@ pub struct Engine {
     throttle: Throttle,
     reachable: Reachable,
     rib: Rib,
+    /// Inner sources by node.
+    allowed: BTreeMap<NodeId, Arc<[IpNet]>>,
     claim: Option<(std::net::Ipv4Addr, u64)>,
     spf_runs: u64,
     /// When another node with our keys was last heard of.
@@ -219,6 +222,7 @@ impl Engine {
             throttle: Throttle::default(),
             reachable: Reachable::new(),
             rib: Rib::default(),
+            allowed: BTreeMap::new(),
             claim: None,
             spf_runs: 0,
             twin: None,
@@ -407,6 +411,9 @@ impl Engine {
         let gone = self.lsdb.expire(now);
         for key in gone {
             self.on_lsa_gone(key, now);
+        }
+        if self.lost_directly(now) {
+            self.throttle.request(now);
         }
         self.pings
             .waiting

@@ -262,7 +262,9 @@ impl Discovery {
             profile.allocation = allocation as i32;
             profile.allocation_first = first;
             profile.allocation_second = second;
-            profile.udp_blocked = round.tested.is_some() && round.results.is_empty();
+            let v6_works =
+                self.rounds.get(&Family::V6).is_some_and(|round| !round.results.is_empty());
+            profile.udp_blocked = round.tested.is_some() && round.results.is_empty() && !v6_works;
             profile.external = round.external();
         }
         profile.v6 = V6::None as i32;

@@ -60,6 +60,8 @@ const MEASURE_PRIMARY: Duration = Duration::from_secs(5);
 const MEASURE_WARM: Duration = Duration::from_secs(10);
 /// Keeps the bindings of NATs alive, which last 30 s and more.
 const KEEPALIVE: Duration = Duration::from_secs(25);
+/// With or without traffic a primary that works is heard of within this: two probes and some.
+const FRESH: Duration = Duration::from_secs(55);
 /// The first probes of a path: enough for three of five answers in a second.
 const FIRST_PROBES: u32 = 5;
 const FIRST_SPACING: Duration = Duration::from_millis(200);
@@ -212,6 +214,12 @@ impl Agent {
 
     pub fn path(&self, way: Way) -> Option<&Path> {
         self.paths.get(&way)
+    }
+
+    /// Whether the primary is direct and was heard of lately.
+    pub fn is_direct_and_fresh(&self, now: Instant) -> bool {
+        let heard = self.primary.filter(Way::is_direct).and_then(|way| self.paths.get(&way)?.heard);
+        heard.is_some_and(|heard| now.saturating_duration_since(heard) < FRESH)
     }
 
     /// Round trip of the primary.

@@ -37,6 +37,10 @@ const IDLE_AFTER: Duration = Duration::from_secs(600);
 /// INIT is repeated after this long, then half as long again each time.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MOST: Duration = Duration::from_secs(5);
+/// A primary that stays suspect for this long, with nothing in its place, or a handshake without an answer for the
+/// longer one, make a peer silent: what others announce of its prefixes goes to them.
+const SUSPECT_IS_SILENT: Duration = Duration::from_millis(500);
+const HANDSHAKE_IS_SILENT: Duration = Duration::from_secs(1);
 /// A handshake that nobody asked for again is given up after this long.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
 
@@ -69,6 +73,8 @@ pub(crate) struct Peer {
     pub(crate) last_error: Option<String>,
     /// When the session with it came up.
     pub(crate) since: Option<Instant>,
+    /// It was asked, and answers on no path.
+    pub(crate) silent: bool,
     /// The first packet that asked for it, until a direct path is there.
     pub(crate) wanted: Option<Instant>,
     /// The peer's INIT asked for a punch as soon as the session is confirmed.
@@ -262,6 +268,7 @@ impl Peer {
             traffic: None,
             last_error: None,
             since: None,
+            silent: false,
             wanted: None,
             punch_on_confirm: false,
             linked_by_peer: false,
@@ -275,6 +282,19 @@ impl Peer {
     pub(crate) fn idle_since(&self, now: Instant) -> bool {
         let last = self.traffic.or(self.since);
         last.is_none_or(|last| now.saturating_duration_since(last) >= IDLE_AFTER)
+    }
+
+    /// Whether it was asked long enough and answers on no path.
+    pub(crate) fn answers_nothing(&self, now: Instant) -> bool {
+        let age = |since| now.saturating_duration_since(since);
+        if self.sessions.sending().is_none() {
+            let handshake = self.handshake.as_ref();
+            return handshake.is_some_and(|one| age(one.began) >= HANDSHAKE_IS_SILENT);
+        }
+        let primary = self.agent.primary().and_then(|way| self.agent.path(way));
+        primary.is_some_and(|path| {
+            path.state == path::State::Suspect && age(path.since) >= SUSPECT_IS_SILENT
+        })
     }
 
     /// Whether user traffic was seen within `window`.

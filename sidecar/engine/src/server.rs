@@ -60,6 +60,8 @@ const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// What an empty network leaves behind is kept this long, for members that only restart.
 const KEEP_EMPTY: Duration = Duration::from_secs(120);
 const SWEEP: Duration = Duration::from_secs(1);
+/// Members that come or go within this are told of together: when a server starts, all of them come.
+const GATHER: Duration = Duration::from_millis(50);
 /// Sessions that may wait for REGISTER at once.
 const MAX_STRANGERS: usize = 4096;
 /// Networks that one IPv4 address or IPv6 /64 may bring to an open server: many for an office behind one address, few of
@@ -113,6 +115,7 @@ pub enum Admission {
 pub enum Wake {
     Sweep,
     Flood(NetworkId),
+    Attached(NetworkId),
 }
 
 /// The machine.
@@ -275,6 +278,7 @@ impl Server {
         while let Some(wake) = self.timers.pop_due(now) {
             match wake {
                 Wake::Sweep => self.sweep(now),
+                Wake::Attached(network) => self.tell_attached(network),
                 Wake::Flood(network) => {
                     if let Some(tenant) = self.networks.get_mut(&network) {
                         tenant.flood.handle_timeout(&tenant.lsdb, now);
@@ -503,11 +507,8 @@ impl Server {
                 let twin = client.and_then(|client| client.superseded.as_mut()).is_some_and(|at| {
                     now.saturating_duration_since(std::mem::replace(at, now)) >= TWIN_AFTER
                 });
-                let ack = Hello {
-                    attach_seq: tenant.attached.seq(),
-                    attach_digest: tenant.attached.digest(),
-                    ..hello
-                };
+                let (attach_seq, attach_digest) = tenant.attached.told();
+                let ack = Hello { attach_seq, attach_digest, ..hello };
                 self.send(index, Body::HelloAck(ack));
                 if twin {
                     let message = "another node with the same keys is attached".to_owned();
@@ -668,18 +669,11 @@ impl Server {
         tenant.empty_since = None;
         let before = tenant.sessions.insert(node, index).filter(|before| *before != index);
         tenant.flood.add_neighbour(node);
-        let delta = tenant.attached.set(node, true);
-        let first = delta.is_some();
+        let first = tenant.attached.set(node, true);
         let knows = !first
             && register.attach_seq == tenant.attached.seq()
             && register.attach_digest == tenant.attached.digest();
         let list = if knows { Vec::new() } else { tenant.attached.full() };
-        let others: Vec<u32> = tenant
-            .sessions
-            .iter()
-            .filter(|(other, _)| **other != node)
-            .map(|(_, index)| *index)
-            .collect();
         if let Some(client) = before.and_then(|before| self.clients.get_mut(&before)) {
             client.superseded = Some(now);
         }
@@ -707,11 +701,21 @@ impl Server {
         for attach in list {
             self.send(index, Body::Attach(attach));
         }
-        if let Some(delta) = delta {
-            for other in others {
-                self.send(other, Body::Attach(delta.clone()));
-            }
+        if first {
+            self.timers.set_earlier(Wake::Attached(network), now + GATHER);
             self.notice(NoticeKind::PeerUp, node, "A member attached");
+        }
+    }
+
+    /// Tells everybody of a network who came and who went.
+    fn tell_attached(&mut self, network: NetworkId) {
+        let Some(tenant) = self.networks.get_mut(&network) else { return };
+        let deltas = tenant.attached.take_deltas();
+        let all: Vec<u32> = tenant.sessions.values().copied().collect();
+        for delta in deltas {
+            for &index in &all {
+                self.send(index, Body::Attach(delta.clone()));
+            }
         }
     }
 
@@ -831,6 +835,7 @@ impl Server {
         for network in empty {
             self.networks.remove(&network);
             self.timers.set(Wake::Flood(network), None);
+            self.timers.set(Wake::Attached(network), None);
         }
     }
 
@@ -848,15 +853,12 @@ impl Server {
         tenant.sessions.remove(&node);
         tenant.flood.remove_neighbour(node);
         Arc::make_mut(&mut self.forwards).remove(&(network, node.short()));
-        let delta = tenant.attached.set(node, false);
+        let changed = tenant.attached.set(node, false);
         if tenant.attached.is_empty() {
             tenant.empty_since = Some(now);
         }
-        let others: Vec<u32> = tenant.sessions.values().copied().collect();
-        if let Some(delta) = delta {
-            for other in others {
-                self.send(other, Body::Attach(delta.clone()));
-            }
+        if changed {
+            self.timers.set_earlier(Wake::Attached(network), now + GATHER);
             self.notice(NoticeKind::PeerDown, node, "A member is gone");
         }
     }

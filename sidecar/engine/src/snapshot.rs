@@ -71,6 +71,7 @@ pub struct Live {
     pub indices: usize,
     pub punches: usize,
     pub pulls: usize,
+    pub short_ids: usize,
 }
 
 /// A public server that this node knows.

@@ -1,6 +1,7 @@
 //! The product on a station: engine or server with the same fast path as the workers run.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -10,7 +11,7 @@ use std::{
 use engine::{
     Engine, Server,
     config::{self, Bootstrap, Ipv4Policy, Ipv6Policy, P2p, PunchMode},
-    event::{Event, Host, Input, Interface, Notice, Persist, Socket},
+    event::{Event, Host, Input, Interface, Notice, NoticeKind, Persist, Socket},
     fastpath::{self, Inbox, Outbox, Punt, Sink},
     fib::Fib,
     offload::{Delivery, Virtio},
@@ -18,16 +19,27 @@ use engine::{
     server,
     snapshot::Snapshot,
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
+use prost::Message;
 use session::{freshness::boot_counter, identity::Identity, membership::Master};
 use wire::{
-    control::AEAD_CHACHA,
+    control::{AEAD_CHACHA, Body, Control},
     endpoint::Transport,
     id::{NodeId, NodeKeys},
     packet::Kind,
 };
 
 use super::world::{In, Machine, Out};
+
+/// Where automatic addresses come from.
+pub const RANGE: &str = "100.112.0.0/16";
+/// Notices kept of one node.
+const MAX_NOTICES: usize = 10_000;
+
+thread_local! {
+    /// The buffers of the worker that this thread plays for all nodes of its world.
+    static WORKER: RefCell<(Outbox, Inbox)> = RefCell::default();
+}
 
 /// What a member of a simulated network is told.
 #[derive(Clone, Debug)]
@@ -36,10 +48,17 @@ pub struct Member {
     pub number: u64,
     pub network: Master,
     pub bootstrap: Vec<(SocketAddr, Transport, Option<NodeKeys>)>,
+    /// What the name of each of them resolves to beside that.
+    pub alternates: Vec<Vec<SocketAddr>>,
+    pub ipv4: Option<Ipv4Net>,
     pub exports: Vec<IpNet>,
     pub transit: bool,
     pub p2p: P2p,
+    /// What the state directory holds: the boot counter of the last start and the claim.
+    pub boot: u32,
     pub kept: Persist,
+    /// Hears no LSAs: stands for the many in a world where only some are looked at.
+    pub deaf: bool,
 }
 
 impl Member {
@@ -48,10 +67,14 @@ impl Member {
             number,
             network: network.clone(),
             bootstrap: Vec::new(),
+            alternates: Vec::new(),
+            ipv4: None,
             exports: Vec::new(),
             transit: false,
             p2p: P2p::On,
+            boot: 0,
             kept: Persist { claim: None },
+            deaf: false,
         }
     }
 
@@ -65,9 +88,12 @@ impl Member {
             boot,
             hostname,
             version: "simulated".to_owned(),
-            ipv4: Ipv4Policy::Auto {
-                range: "100.112.0.0/16".parse().expect("a prefix"),
-                kept: self.kept.claim,
+            ipv4: match self.ipv4 {
+                Some(fixed) => Ipv4Policy::Fixed(fixed),
+                None => Ipv4Policy::Auto {
+                    range: RANGE.parse().expect("a prefix"),
+                    kept: self.kept.claim,
+                },
             },
             ipv6: Ipv6Policy::Auto,
             exports: self.exports.clone(),
@@ -94,7 +120,8 @@ impl Member {
 pub fn identity(kind: u8, number: u64) -> Identity {
     let mut bytes = [kind; 64];
     bytes[..8].copy_from_slice(&number.to_le_bytes());
-    bytes[32..40].copy_from_slice(&number.to_le_bytes());
+    // Not into the first byte of a Curve25519 scalar, whose low bits do not count.
+    bytes[40..48].copy_from_slice(&number.to_le_bytes());
     Identity::from_bytes(&bytes)
 }
 
@@ -109,10 +136,8 @@ enum Core {
 pub struct Node {
     core: Core,
     fib: Arc<Fib>,
-    outbox: Outbox,
-    inbox: Inbox,
     outs: VecDeque<Out>,
-    bootstrap: Vec<SocketAddr>,
+    deaf: bool,
     pub host: Host,
     pub persist: Persist,
     pub notices: Vec<(Instant, Notice)>,
@@ -122,17 +147,19 @@ pub struct Node {
 impl Node {
     /// A member; `unix` is the time of its start.
     pub fn member(member: &Member, seed: u64, unix: u64, now: Instant) -> Self {
-        Self::configured(member, member.config(unix, boot_counter(0, unix)), seed, now)
+        let boot = boot_counter(member.boot, unix);
+        Self::configured(member, member.config(unix, boot), seed, now)
     }
 
     /// A member whose configuration is not the one that `member` makes.
     pub fn configured(member: &Member, config: config::Config, seed: u64, now: Instant) -> Self {
         let engine = Engine::new(config, seed_bytes(seed), now);
         let mut node = Self::new(engine.node(), Core::Member(Box::new(engine)), now);
-        node.bootstrap = member.bootstrap.iter().map(|(addr, ..)| *addr).collect();
+        node.deaf = member.deaf;
         node.persist = member.kept.clone();
-        for index in 0..node.bootstrap.len() {
-            let addrs = vec![node.bootstrap[index]];
+        for (index, (addr, ..)) in member.bootstrap.iter().enumerate() {
+            let alternates = member.alternates.get(index).into_iter().flatten();
+            let addrs = alternates.chain([addr]).copied().collect();
             node.input(Input::Bootstrap { index, addrs }, now);
         }
         node
@@ -148,10 +175,8 @@ impl Node {
         let mut node = Self {
             core,
             fib: Arc::new(Fib::new(id, now, 1320)),
-            outbox: Outbox::default(),
-            inbox: Inbox::default(),
             outs: VecDeque::new(),
-            bootstrap: Vec::new(),
+            deaf: false,
             host: Host::default(),
             persist: Persist { claim: None },
             notices: Vec::new(),
@@ -236,23 +261,29 @@ impl Node {
             Event::CloseSocket(id) => self.outs.push_back(Out::CloseSocket(id)),
             Event::Pong { id, rtt, relayed, .. } => self.pongs.push((id, rtt, relayed)),
             Event::Persist(persist) => self.persist = persist,
-            Event::Notice(notice) => self.notices.push((now, notice)),
+            Event::Notice(notice) => self.note(notice, now),
             Event::Left => {}
+        }
+    }
+
+    /// Keeps what is rare; a world of thousands has millions of routes.
+    fn note(&mut self, notice: Notice, now: Instant) {
+        if !matches!(notice.kind, NoticeKind::RouteAdded | NoticeKind::RouteRemoved)
+            && self.notices.len() < MAX_NOTICES
+        {
+            self.notices.push((now, notice));
         }
     }
 
     fn encapsulate(&mut self, mut packet: Vec<u8>, now: Instant) {
         let fib = Arc::clone(&self.fib);
         let mut collect = Collect::default();
-        let icmp = fastpath::encapsulate(
-            &fib,
-            &Virtio::default(),
-            &mut packet,
-            now,
-            &mut self.outbox,
-            &mut collect,
-        );
-        self.outbox.flush(&mut collect);
+        let icmp = WORKER.with_borrow_mut(|(outbox, _)| {
+            let virtio = Virtio::default();
+            let icmp = fastpath::encapsulate(&fib, &virtio, &mut packet, now, outbox, &mut collect);
+            outbox.flush(&mut collect);
+            icmp
+        });
         self.outs.extend(icmp.map(Out::Tun));
         self.take(collect, now);
     }
@@ -261,7 +292,9 @@ impl Node {
         let fib = Arc::clone(&self.fib);
         let mut collect = Collect::default();
         let whole = 0..bytes.len();
-        fastpath::decapsulate(&fib, &mut bytes, [whole], hop, now, &mut self.inbox, &mut collect);
+        WORKER.with_borrow_mut(|(_, inbox)| {
+            fastpath::decapsulate(&fib, &mut bytes, [whole], hop, now, inbox, &mut collect);
+        });
         self.take(collect, now);
     }
 
@@ -272,7 +305,10 @@ impl Node {
                 Owned::Raw(arrival, bytes) => {
                     self.input(Input::Datagram { arrival, bytes: &bytes }, now)
                 }
-                Owned::Opened(arrival, session, kind, plaintext) => {
+                Owned::Opened(arrival, session, kind, mut plaintext) => {
+                    if self.deaf && kind == Kind::Control && is_about_others(&plaintext) {
+                        plaintext.clear();
+                    }
                     self.input(
                         Input::Record { arrival, session, kind, plaintext: &plaintext },
                         now,
@@ -331,6 +367,23 @@ impl Machine for Node {
     fn poll(&mut self) -> Option<Out> {
         self.outs.pop_front()
     }
+}
+
+/// LSAs, and who is attached where.
+fn is_about_others(plaintext: &[u8]) -> bool {
+    matches!(
+        Control::decode(plaintext),
+        Ok(Control {
+            body: Some(
+                Body::Announce(_)
+                    | Body::Push(_)
+                    | Body::Buckets(_)
+                    | Body::BucketHeads(_)
+                    | Body::Attach(_)
+                    | Body::HelloAck(_)
+            )
+        })
+    )
 }
 
 enum Owned {

@@ -127,7 +127,7 @@ impl Mesh {
         let (Some(view), Some(owner)) = (self.views.get(&from), self.views.get(&to)) else {
             return;
         };
-        for &prefix in &owner.owns {
+        for &prefix in owner.owns.iter().filter(|prefix| !view.owns.contains(prefix)) {
             match view.routes.get(&prefix) {
                 None => wrongs.push(Wrong::NoRoute { from, to, prefix }),
                 Some(routed_to) => {

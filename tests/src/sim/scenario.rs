@@ -7,9 +7,8 @@ use std::{
 };
 
 use super::{
-    net::Link,
+    mesh::Mesh,
     site::{self, Site},
-    world::{Deed, Machine, StationId},
 };
 
 /// Threads for many seeds: the machine has two cores, and each world runs on one.
@@ -32,6 +31,8 @@ pub fn for_seeds(
             if seed >= seeds.end {
                 return Ok(());
             }
+            // Nodes of one world verify the same signatures.
+            session::memo::remember(true);
             catch_unwind(AssertUnwindSafe(|| scenario(seed))).map_err(|panic| (seed, panic))?;
         }
     };
@@ -49,62 +50,127 @@ pub fn for_seeds(
     }
 }
 
-/// Parts the internet: those named cannot reach the others, nor the others them.
-pub fn partition<M: Machine + 'static>(stations: impl IntoIterator<Item = StationId>) -> Deed<M> {
-    let stations: Vec<_> = stations.into_iter().collect();
-    Box::new(move |world| {
-        for station in stations {
-            let place = site::place(world, station);
-            world.net.set_group(place, 1);
+/// Parts the internet: the members named cannot reach anybody else, nor be reached.
+pub fn partition(members: impl IntoIterator<Item = usize>) -> impl FnOnce(&mut Mesh) + 'static {
+    let members: Vec<_> = members.into_iter().collect();
+    move |mesh| {
+        for number in members {
+            let place = site::place(&mesh.world, mesh.station(number));
+            mesh.world.net.set_group(place, 1);
         }
-    })
+    }
 }
 
-pub fn heal<M: Machine + 'static>() -> Deed<M> {
-    Box::new(|world| world.net.heal())
+/// The same, but a server is on their side.
+pub fn partition_with_server(
+    members: impl IntoIterator<Item = usize>,
+    server: usize,
+) -> impl FnOnce(&mut Mesh) + 'static {
+    let part = partition(members);
+    move |mesh| {
+        part(mesh);
+        let place = site::place(&mesh.world, mesh.server_station(server));
+        mesh.world.net.set_group(place, 1);
+    }
 }
 
-/// Lets nothing pass between two stations across the internet, whatever else they reach.
-pub fn cut<M: Machine + 'static>(a: StationId, b: StationId) -> Deed<M> {
-    Box::new(move |world| {
-        let (a, b) = (site::place(world, a), site::place(world, b));
-        world.net.set_cut(a, b, true);
-    })
+/// Ends every partition and every cut.
+pub fn heal() -> impl FnOnce(&mut Mesh) + 'static {
+    |mesh| mesh.world.net.heal()
 }
 
-/// Moves a station to a new place; its host notices at once, as netlink tells.
-pub fn roam<M: Machine + 'static>(station: StationId, to: Site, latency: Duration) -> Deed<M> {
-    Box::new(move |world| {
-        let host = world.host(station);
-        world.net.unplug(host);
-        to.plug(&mut world.net, host, latency);
-        world.tell_underlay(station);
-    })
+/// Lets nothing pass between two members across the internet, whatever else they reach.
+pub fn cut(a: usize, b: usize) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| {
+        let [a, b] = [a, b].map(|number| site::place(&mesh.world, mesh.station(number)));
+        mesh.world.net.set_cut(a, b, true);
+    }
 }
 
-/// Every link of a station becomes this.
-pub fn relink<M: Machine + 'static>(station: StationId, link: Link) -> Deed<M> {
-    Box::new(move |world| {
-        let host = world.host(station);
-        world.net.uplinks_mut(host).for_each(|old| *old = link.clone());
-    })
+/// Lets nothing pass between a member and a server.
+pub fn cut_from_server(member: usize, server: usize) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| {
+        let a = site::place(&mesh.world, mesh.station(member));
+        let b = site::place(&mesh.world, mesh.server_station(server));
+        mesh.world.net.set_cut(a, b, true);
+    }
 }
 
-pub fn sleep<M: Machine + 'static>(station: StationId) -> Deed<M> {
-    Box::new(move |world| world.set_asleep(station, true))
+/// Moves a member to a new place; its host notices at once, as netlink tells.
+pub fn roam(member: usize, to: Site, latency: Duration) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| {
+        let host = mesh.host(member);
+        mesh.world.net.unplug(host);
+        to.plug(&mut mesh.world.net, host, latency);
+        mesh.post_mut(member).site = to;
+        let station = mesh.station(member);
+        mesh.world.tell_underlay(station);
+    }
 }
 
-pub fn wake<M: Machine + 'static>(station: StationId) -> Deed<M> {
-    Box::new(move |world| world.set_asleep(station, false))
-}
-
-/// The NATs before a station forget everything.
-pub fn reboot_nat<M: Machine + 'static>(station: StationId) -> Deed<M> {
-    Box::new(move |world| {
-        for edge in world.net.edges_before(world.host(station)) {
-            world.net.edge_mut(edge).reboot();
+/// Takes an uplink of a member down or up, in the order in which they were plugged in; its host notices.
+pub fn uplink(member: usize, index: usize, up: bool) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| {
+        if let Some(link) = mesh.links_mut(member).nth(index) {
+            link.up = up;
         }
-    })
+        let station = mesh.station(member);
+        mesh.world.tell_underlay(station);
+    }
+}
+
+/// Every link of a member loses this share of its packets.
+pub fn loss(member: usize, percent: u32) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| mesh.links_mut(member).for_each(|link| *link = link.clone().with_loss(percent))
+}
+
+pub fn sleep(member: usize) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| mesh.world.set_asleep(mesh.station(member), true)
+}
+
+pub fn wake(member: usize) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| mesh.world.set_asleep(mesh.station(member), false)
+}
+
+/// The NATs before a member forget everything.
+pub fn reboot_nat(member: usize) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| {
+        for edge in mesh.world.net.edges_before(mesh.host(member)) {
+            mesh.world.net.edge_mut(edge).reboot();
+        }
+    }
+}
+
+/// Ends a member without a word.
+pub fn kill(member: usize) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| mesh.stop(member)
+}
+
+/// Ends a member without a word and starts it again after a while, with or without what it kept.
+pub fn restart(member: usize, after: Duration, blank: bool) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| {
+        mesh.stop(member);
+        mesh.do_in(after, move |mesh| match blank {
+            true => mesh.start_blank(member),
+            false => mesh.start(member),
+        });
+    }
+}
+
+pub fn leave(member: usize) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| mesh.leave(member)
+}
+
+pub fn kill_server(server: usize) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| mesh.stop_server(server)
+}
+
+/// Ends a server without a word and starts it again, with nothing in its memory.
+pub fn restart_server(server: usize, after: Duration) -> impl FnOnce(&mut Mesh) + 'static {
+    move |mesh| {
+        mesh.stop_server(server);
+        mesh.do_in(after, move |mesh| mesh.start_server(server));
+    }
 }
 
 #[cfg(test)]

@@ -157,6 +157,16 @@ pub fn direct_path_possible<M: Machine>(world: &World<M>, a: StationId, b: Stati
     mapping || all(&edges_a, open) || all(&edges_b, open)
 }
 
+/// Whether a station's packets, or at least its stream connections, reach a public one.
+pub fn reaches<M: Machine>(world: &World<M>, from: StationId, to: StationId) -> bool {
+    let net = &world.net;
+    let (from, to) = (world.host(from), world.host(to));
+    let (Some(own), Some(theirs)) = (net.uplink(from), net.uplink(to)) else { return false };
+    let v4 = own.v4.is_some() && theirs.v4.is_some();
+    let v6 = own.v6.is_some() && theirs.v6.is_some();
+    (v4 || v6) && net.connected(net.place(from), net.place(to))
+}
+
 /// The place on the internet behind which a station is.
 pub fn place<M: Machine>(world: &World<M>, id: StationId) -> Member {
     world.net.place(world.host(id))

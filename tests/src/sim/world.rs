@@ -256,6 +256,10 @@ impl<M: Machine> World<M> {
         }
     }
 
+    pub fn is_asleep(&self, id: StationId) -> bool {
+        self.stations[id.0].asleep
+    }
+
     /// Does something with a machine, and what it wants then.
     pub fn with<T>(&mut self, id: StationId, f: impl FnOnce(&mut M, Instant) -> T) -> Option<T> {
         let now = self.instant();

@@ -34,7 +34,7 @@ const TCP_AFTER: Duration = Duration::from_secs(2);
 /// A stream connection that ended is made anew after this.
 const REDIAL: Duration = Duration::from_secs(3);
 /// Servers that may be homes until servers form a mesh of their own.
-const MAX_HOMES: usize = 2;
+pub const MAX_HOMES: usize = 2;
 /// Context of REGISTER's signature.
 pub(crate) const REGISTER_CONTEXT: &[u8] = b"easynet register";
 
@@ -292,19 +292,25 @@ impl Engine {
                 self.nat.add_server(addr, now);
             }
         }
+        let entries = self.bootstraps.iter().map(|entry| &entry.bootstrap);
+        let named = entries
+            .filter(|entry| entry.node() == Some(node) && entry.transport == Transport::Udp)
+            .flat_map(|entry| &entry.addrs);
+        let addrs: Vec<SocketAddr> = named.copied().chain(server).collect();
         let Some(adjacency) = self.links.get_mut(&node) else { return };
         let first = !adjacency.registered;
         adjacency.registered = true;
         adjacency.refused = None;
         adjacency.register_sent = None;
+        // The server may have restarted with nothing while our link never went down.
+        self.sync.started(&self.lsdb, node);
         if !first {
             return;
         }
-        if let Some(server) = server {
-            self.nat.add_server(server, now);
+        for addr in addrs {
+            self.nat.add_server(addr, now);
         }
         self.flood.add_neighbour(node);
-        self.sync.started(&self.lsdb, node);
         self.link_lsa.changed(now);
         self.node_lsa.changed(now);
         self.throttle.request(now);
@@ -342,13 +348,13 @@ impl Engine {
     pub(super) fn on_attach(&mut self, node: NodeId, attach: &Attach, now: Instant) {
         let Some(adjacency) = self.home(node) else { return };
         let changed = adjacency.replica.apply(attach);
-        let agrees = attach.more || adjacency.replica.agrees(attach.seq, attach.digest);
+        let satisfied = adjacency.replica.is_satisfied(attach);
         let nodes = adjacency.replica.nodes().clone();
         if changed {
             self.topology.set_attached(node, nodes);
             self.throttle.request(now);
         }
-        if !agrees {
+        if !satisfied {
             self.register(node, now);
         }
     }
@@ -441,7 +447,8 @@ impl Engine {
         let Some(adjacency) = self.links.get_mut(&from) else { return };
         adjacency.link.acknowledged(ack, now_us, now);
         let (server, registered) = (adjacency.server, adjacency.registered);
-        if server && registered && !adjacency.replica.agrees(ack.attach_seq, ack.attach_digest) {
+        let current = adjacency.replica.is_current(ack.attach_seq, ack.attach_digest);
+        if server && registered && !current {
             self.register(from, now);
         }
     }

@@ -92,6 +92,22 @@ impl Engine {
         forwards
     }
 
+    /// Notes which inner sources each node may use: what it announces, as far as it was not refused.
+    pub(super) fn allow_announced(&mut self) {
+        let mut announced: BTreeMap<NodeId, Vec<IpNet>> = BTreeMap::new();
+        for route in self.rib.routes.iter().filter(|route| route.state != RouteState::Rejected) {
+            announced.entry(route.node).or_default().push(route.prefix);
+        }
+        let mut before = std::mem::take(&mut self.allowed);
+        self.allowed = announced
+            .into_iter()
+            .map(|(node, nets)| match before.remove(&node).filter(|same| **same == *nets) {
+                Some(same) => (node, same),
+                None => (node, nets.into()),
+            })
+            .collect();
+    }
+
     /// Entries of everybody who has routes.
     pub(super) fn rebuild_entries(&mut self, now: Instant) {
         let mut nodes: Vec<NodeId> =
@@ -100,7 +116,17 @@ impl Engine {
         nodes.sort_unstable();
         nodes.dedup();
         for node in nodes {
-            self.update_entry(node, now);
+            // Most members are only known: nothing but what they announce can have changed.
+            let same = self.entries.get(&node).is_some_and(|entry| {
+                entry.session.is_none()
+                    && !self.peers.contains_key(&node)
+                    && self.topology.member(node).is_some()
+                    && self.allowed.get(&node).is_some_and(|now| Arc::ptr_eq(now, &entry.allowed))
+                    && entry.mtu == self.config.mtu
+            });
+            if !same {
+                self.update_entry(node, now);
+            }
         }
     }
 
@@ -124,7 +150,7 @@ impl Engine {
         let bicast =
             peer.and_then(|peer| peer.agent.bicast()).and_then(|way| self.next_hop(node, way));
         let fits = peer.map_or(self.config.mtu, |peer| packet_in(peer.agent.datagram()));
-        let allowed: Arc<[IpNet]> = self.allowed(node).into();
+        let allowed = self.allowed.get(&node).cloned().unwrap_or_default();
         let before = self.entries.get(&node);
         let entry = PeerEntry {
             node,
@@ -132,28 +158,20 @@ impl Engine {
             next_hop,
             bicast,
             mtu: self.config.mtu.min(fits),
-            allowed: before
-                .map(|before| &before.allowed)
-                .filter(|same| **same == allowed)
-                .cloned()
-                .unwrap_or(allowed),
+            allowed,
             stats: before.map(|before| Arc::clone(&before.stats)).unwrap_or_default(),
         };
         Arc::make_mut(&mut self.entries).insert(node, Arc::new(entry));
     }
 
-    /// Inner sources that a peer may use: what it announces, as far as it was not refused.
-    fn allowed(&self, node: NodeId) -> Vec<IpNet> {
-        let routes = self.rib.routes.iter();
-        routes
-            .filter(|route| route.node == node && route.state != RouteState::Rejected)
-            .map(|route| route.prefix)
-            .collect()
-    }
-
     /// Shortest-path computations so far.
     pub fn spf_runs(&self) -> u64 {
         self.spf_runs
+    }
+
+    /// One number for all that the LSDB holds: equal digests are equal databases.
+    pub fn lsdb_digest(&self) -> u64 {
+        self.lsdb.root()
     }
 
     /// What is claimed twice, for as long as it is.
@@ -181,17 +199,23 @@ impl Engine {
             lsdb_digest: self.lsdb.root(),
             spf_runs: self.spf_runs,
             gone: self.gone,
-            live: Live {
-                timers: self.timers.len(),
-                peers: self.peers.len(),
-                sessions: self.sessions.len(),
-                handshakes: self.peers.values().filter(|peer| peer.handshake.is_some()).count(),
-                held_packets: self.hold.len(),
-                lsas: self.lsdb.len(),
-                indices: self.indices.len(),
-                punches: self.punch.len(),
-                pulls: self.flood.waiting(),
-            },
+            live: self.live(),
+        }
+    }
+
+    /// Counts of what is alive, for the leak test and bounds.
+    pub fn live(&self) -> Live {
+        Live {
+            timers: self.timers.len(),
+            peers: self.peers.len(),
+            sessions: self.sessions.len(),
+            handshakes: self.peers.values().filter(|peer| peer.handshake.is_some()).count(),
+            held_packets: self.hold.len(),
+            lsas: self.lsdb.len(),
+            indices: self.indices.len(),
+            punches: self.punch.len(),
+            pulls: self.flood.waiting(),
+            short_ids: self.by_short.len(),
         }
     }
 

@@ -62,7 +62,18 @@ impl Engine {
             self.update_entry(node, now);
             self.link_if_neighbour(node, now);
         }
+        self.note_silence(node, now);
         self.arm_peer(node);
+    }
+
+    /// An owner with no answering path is as good as unreachable from here at once, whatever the LSDB says.
+    pub(super) fn note_silence(&mut self, node: NodeId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let silent = peer.kind == Kind::Member && peer.answers_nothing(now);
+        if silent != peer.silent {
+            peer.silent = silent;
+            self.throttle.request(now);
+        }
     }
 
     fn on_path_changed(
@@ -92,6 +103,13 @@ impl Engine {
                 self.update_entry(behind, now);
             }
             self.fib_dirty = true;
+        }
+        // Where no link leads, a direct path makes the difference.
+        let linked = self.reachable.get(&node).is_some_and(|ways| {
+            ways.iter().any(|way| way.via != node || self.links.contains_key(&node))
+        });
+        if !linked && (direct || before.is_some_and(|way| way.is_direct())) {
+            self.throttle.request(now);
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.kind == Kind::Server && reason != path::Reason::Gone {

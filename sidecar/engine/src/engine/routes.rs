@@ -1,7 +1,7 @@
 //! LSAs out and in, shortest paths, routes and addresses.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
@@ -27,6 +27,7 @@ use crate::{
     drops::DropReason,
     event::{Event, Host, Notice, NoticeKind, Persist},
     fib::Routes,
+    peer::Peer,
     routing::{claims, lsdb::Freshness, origin::Origin, rib, spf, topology::Member},
     snapshot::{Route, RouteState},
 };
@@ -304,7 +305,9 @@ impl Engine {
         if has_restarted {
             self.on_restarted(node, now);
         }
-        self.settle_claim(now);
+        if self.loses_claim_to(node) {
+            self.give_up_claim(node, now);
+        }
         self.throttle.request(now);
         self.link_if_neighbour(node, now);
         if self.links.contains_key(&node) {
@@ -347,6 +350,7 @@ impl Engine {
         }
         self.spf_runs += 1;
         self.reachable = spf::compute(self.me, &self.own_links(), &self.topology);
+        self.reach_directly(now);
         let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
         for node in nodes {
             let relays = self.relays_of(node);
@@ -366,7 +370,7 @@ impl Engine {
             connected: &connected,
             imports: &self.config.imports,
         };
-        let rib = rib::compute(self.me, own, &self.reachable, &self.topology);
+        let rib = rib::compute(self.me, own, &self.reachable, &self.silent(), &self.topology);
         self.tell_routes(&rib.routes);
         for conflict in
             rib.conflicts.iter().filter(|conflict| !self.rib.conflicts.contains(*conflict))
@@ -379,6 +383,7 @@ impl Engine {
         }
         let changed = installed(&rib.routes).ne(installed(&self.rib.routes));
         self.rib = rib;
+        self.allow_announced();
         if changed {
             let routes: Routes = installed(&self.rib.routes).collect();
             self.routes = Arc::new(routes);
@@ -386,6 +391,31 @@ impl Engine {
         self.rebuild_entries(now);
         self.update_host();
         self.fib_dirty = true;
+    }
+
+    /// Who answers on a direct path is reachable although no link of ours leads there any more.
+    fn reach_directly(&mut self, now: Instant) {
+        for peer in self.peers.values().filter(|peer| reached_directly(peer, now)) {
+            if self.topology.member(peer.node).is_some() {
+                let rtt = peer.agent.rtt().unwrap_or_default();
+                let cost_us = u64::try_from(rtt.as_micros() / 2).unwrap_or(u64::MAX);
+                let reach = spf::Reach { cost_us, hops: 1, via: peer.node };
+                self.reachable.entry(peer.node).or_insert_with(|| vec![reach]);
+            }
+        }
+    }
+
+    /// Whether somebody is still thought to be reached directly alone and is not.
+    pub(super) fn lost_directly(&self, now: Instant) -> bool {
+        self.reachable.iter().any(|(node, ways)| {
+            let alone = ways.iter().all(|way| way.via == *node) && !self.links.contains_key(node);
+            alone && self.peers.get(node).is_none_or(|peer| !reached_directly(peer, now))
+        })
+    }
+
+    /// Who was asked and does not answer, whatever the LSDB says.
+    fn silent(&self) -> BTreeSet<NodeId> {
+        self.peers.values().filter(|peer| peer.silent).map(|peer| peer.node).collect()
     }
 
     /// The relays that lead to `node`, with the latency of the whole way.
@@ -397,17 +427,20 @@ impl Engine {
             .collect()
     }
 
+    /// Both lists are in the order of their prefixes.
     fn tell_routes(&mut self, routes: &[Route]) {
-        let before: BTreeMap<IpNet, NodeId> = installed(&self.rib.routes).collect();
-        let after: BTreeMap<IpNet, NodeId> = installed(routes).collect();
-        for (prefix, node) in after.iter().filter(|(prefix, node)| before.get(prefix) != Some(node))
-        {
-            let notice = Notice::new(NoticeKind::RouteAdded, Some(*node), "Route added")
+        let before: Vec<(IpNet, NodeId)> = installed(&self.rib.routes).collect();
+        let after: Vec<(IpNet, NodeId)> = installed(routes).collect();
+        for &(prefix, node) in without(&after, |new| before.binary_search(new).is_ok()) {
+            let notice = Notice::new(NoticeKind::RouteAdded, Some(node), "Route added")
                 .with("prefix", prefix);
             self.events.push_back(Event::Notice(notice));
         }
-        for (prefix, node) in before.iter().filter(|(prefix, _)| !after.contains_key(prefix)) {
-            let notice = Notice::new(NoticeKind::RouteRemoved, Some(*node), "Route removed")
+        let remains = |(prefix, _): &(IpNet, NodeId)| {
+            after.binary_search_by(|(other, _)| other.cmp(prefix)).is_ok()
+        };
+        for &(prefix, node) in without(&before, remains) {
+            let notice = Notice::new(NoticeKind::RouteRemoved, Some(node), "Route removed")
                 .with("prefix", prefix);
             self.events.push_back(Event::Notice(notice));
         }
@@ -450,27 +483,32 @@ impl Engine {
             });
             self.told_claim();
         }
-        self.settle_claim(now);
+        let winner =
+            self.topology.members().map(|(node, _)| node).find(|&node| self.loses_claim_to(node));
+        if let Some(winner) = winner {
+            self.give_up_claim(winner, now);
+        }
         self.update_host();
     }
 
-    /// Gives the claimed address up if another node's claim to it is better, and takes another.
-    fn settle_claim(&mut self, now: Instant) {
-        let Ipv4Policy::Auto { range, .. } = self.config.ipv4 else { return };
-        let Some((address, since)) = self.claim else { return };
-        let loses_to = self.topology.members().find(|(node, member)| {
-            let claimed = member.body.claims.iter().any(|claim| {
-                is_address(claim.prefix.as_ref(), address.into())
-                    && claims::wins((claim.since, *node), (since, self.me))
-            });
-            claimed
-                || member
-                    .body
-                    .addresses
-                    .iter()
-                    .any(|prefix| is_address(Some(prefix), address.into()))
+    /// Whether `node` has a better right to the address that we claim.
+    fn loses_claim_to(&self, node: NodeId) -> bool {
+        let (Some((address, since)), Some(member)) = (self.claim, self.topology.member(node))
+        else {
+            return false;
+        };
+        let claimed = member.body.claims.iter().any(|claim| {
+            is_address(claim.prefix.as_ref(), address.into())
+                && claims::wins((claim.since, node), (since, self.me))
         });
-        let Some((winner, _)) = loses_to else { return };
+        let fixed = &member.body.addresses;
+        claimed || fixed.iter().any(|prefix| is_address(Some(prefix), address.into()))
+    }
+
+    /// Gives the claimed address up to `winner` and takes another.
+    fn give_up_claim(&mut self, winner: NodeId, now: Instant) {
+        let Ipv4Policy::Auto { range, .. } = self.config.ipv4 else { return };
+        let Some((address, _)) = self.claim else { return };
         let taken = self.taken_addresses();
         self.claim = claims::pick(self.me, range, &taken).map(|address| (address, self.unix(now)));
         let message = match self.claim {
@@ -514,6 +552,17 @@ pub(super) fn installed(routes: &[Route]) -> impl Iterator<Item = (IpNet, NodeId
         .iter()
         .filter(|route| route.state == RouteState::Installed)
         .map(|route| (route.prefix, route.node))
+}
+
+fn reached_directly(peer: &Peer, now: Instant) -> bool {
+    peer.sessions.sending().is_some() && peer.agent.is_direct_and_fresh(now) && !peer.silent
+}
+
+fn without(
+    routes: &[(IpNet, NodeId)],
+    known: impl Fn(&(IpNet, NodeId)) -> bool,
+) -> impl Iterator<Item = &(IpNet, NodeId)> {
+    routes.iter().filter(move |route| !known(route))
 }
 
 fn host_prefix(address: IpAddr) -> Prefix {

@@ -85,10 +85,12 @@ impl Engine {
             self.end_handshake(node);
             self.fail(node, "no answer to the handshake in 90 s");
             let _held = self.hold.take(node);
+            self.note_silence(node, now);
             self.arm_peer(node);
             return;
         }
         self.send_init(node, now);
+        self.note_silence(node, now);
     }
 
     fn send_init(&mut self, node: NodeId, now: Instant) {
@@ -641,6 +643,9 @@ impl Engine {
         }
         self.punch.forget(node);
         let _held = self.hold.take(node);
+        if peer.silent {
+            self.throttle.request(now);
+        }
         if peer.since.is_some() {
             self.notice(Notice::new(
                 NoticeKind::PeerDown,

@@ -18,7 +18,7 @@ use super::lsdb::{Freshness, Lsdb, key_of};
 
 /// Changes that arrive close together are announced together.
 const GATHER: Duration = Duration::from_millis(20);
-/// Pulls under way at once.
+/// Pulls under way at once; the next are asked for, together, when half of them are answered.
 const MAX_PULLS: usize = 32;
 /// A pull is asked elsewhere after this.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,6 +50,10 @@ struct Wanted {
 pub struct Flood {
     neighbours: BTreeMap<NodeId, Neighbour>,
     wanted: BTreeMap<LsaKey, Wanted>,
+    /// Wanted and not asked for at the moment.
+    idle: BTreeSet<LsaKey>,
+    /// Asked for, by when.
+    asked: BTreeSet<(Instant, LsaKey)>,
     announce_at: Option<Instant>,
     outputs: VecDeque<(NodeId, Body)>,
 }
@@ -61,10 +65,24 @@ impl Flood {
 
     pub fn remove_neighbour(&mut self, node: NodeId) {
         self.neighbours.remove(&node);
-        for wanted in self.wanted.values_mut() {
+        for (key, wanted) in &mut self.wanted {
+            if wanted.from.front() == Some(&node)
+                && let Some(asked) = wanted.asked.take()
+            {
+                self.asked.remove(&(asked, *key));
+                self.idle.insert(*key);
+            }
             wanted.from.retain(|source| *source != node);
         }
-        self.wanted.retain(|_, wanted| !wanted.from.is_empty());
+        let lost: Vec<LsaKey> = self
+            .wanted
+            .iter()
+            .filter(|(_, wanted)| wanted.from.is_empty())
+            .map(|(key, _)| *key)
+            .collect();
+        for key in lost {
+            self.unwant(&key);
+        }
     }
 
     pub fn neighbours(&self) -> impl Iterator<Item = NodeId> {
@@ -81,12 +99,15 @@ impl Flood {
 
     /// An LSA was stored that came from `from`: the others hear of it.
     pub fn stored(&mut self, key: LsaKey, from: Option<NodeId>, now: Instant) {
-        self.wanted.remove(&key);
+        self.unwant(&key);
         for (&node, neighbour) in &mut self.neighbours {
             if Some(node) != from {
                 neighbour.changed.insert(key);
                 self.announce_at.get_or_insert(now + GATHER);
             }
+        }
+        if self.asked.len() <= MAX_PULLS / 2 {
+            self.pull(now);
         }
     }
 
@@ -111,10 +132,16 @@ impl Flood {
                 tries: 0,
             });
             if seq > wanted.seq {
+                if let Some(asked) = wanted.asked {
+                    self.asked.remove(&(asked, key));
+                }
                 *wanted = Wanted { seq, from: VecDeque::new(), asked: None, tries: 0 };
             }
             if seq == wanted.seq && !wanted.from.contains(&from) {
                 wanted.from.push_back(from);
+            }
+            if wanted.asked.is_none() {
+                self.idle.insert(key);
             }
         }
         self.pull(now);
@@ -143,12 +170,7 @@ impl Flood {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let pulls = self
-            .wanted
-            .values()
-            .filter_map(|wanted| wanted.asked)
-            .min()
-            .map(|asked| asked + PULL_TIMEOUT);
+        let pulls = self.asked.first().map(|(asked, _)| *asked + PULL_TIMEOUT);
         [self.announce_at, pulls].into_iter().flatten().min()
     }
 
@@ -174,27 +196,37 @@ impl Flood {
         self.wanted.len()
     }
 
+    fn unwant(&mut self, key: &LsaKey) {
+        let Some(wanted) = self.wanted.remove(key) else { return };
+        self.idle.remove(key);
+        if let Some(asked) = wanted.asked {
+            self.asked.remove(&(asked, *key));
+        }
+    }
+
+    /// Gives up what was not answered, and asks for as much as may be under way.
     fn pull(&mut self, now: Instant) {
-        for wanted in self.wanted.values_mut() {
-            if wanted.asked.is_some_and(|asked| asked + PULL_TIMEOUT <= now) {
-                wanted.asked = None;
-                wanted.from.rotate_left(1);
+        while let Some((asked, key)) = self.asked.first().copied()
+            && asked + PULL_TIMEOUT <= now
+        {
+            self.asked.pop_first();
+            let Some(wanted) = self.wanted.get_mut(&key) else { continue };
+            wanted.asked = None;
+            wanted.from.rotate_left(1);
+            if wanted.tries < PULL_TRIES {
+                self.idle.insert(key);
+            } else {
+                self.wanted.remove(&key);
             }
         }
-        self.wanted.retain(|_, wanted| wanted.asked.is_some() || wanted.tries < PULL_TRIES);
-        let mut free = MAX_PULLS
-            .saturating_sub(self.wanted.values().filter(|wanted| wanted.asked.is_some()).count());
         let mut pulls: BTreeMap<NodeId, Vec<LsaHead>> = BTreeMap::new();
-        for (key, wanted) in &mut self.wanted {
-            if free == 0 {
-                break;
-            }
-            let Some(&source) = wanted.from.front().filter(|_| wanted.asked.is_none()) else {
-                continue;
-            };
+        while self.asked.len() < MAX_PULLS {
+            let Some(key) = self.idle.pop_first() else { break };
+            let Some(wanted) = self.wanted.get_mut(&key) else { continue };
+            let Some(&source) = wanted.from.front() else { continue };
             wanted.asked = Some(now);
             wanted.tries += 1;
-            free -= 1;
+            self.asked.insert((now, key));
             pulls.entry(source).or_default().push(LsaHead {
                 signer: key.signer.0.to_vec(),
                 kind: u32::from(key.kind),

@@ -18,7 +18,7 @@ use wire::{
 /// Digests are compared by this many buckets.
 pub const BUCKETS: usize = 64;
 /// A withdrawn LSA is remembered this long: longer than any copy of it is under way.
-const TOMBSTONE: Duration = Duration::from_secs(600);
+const TOMBSTONE_S: u32 = 600;
 /// No LSA lives longer, whatever it says.
 const MAX_LIFETIME: u32 = 24 * 3600;
 
@@ -73,11 +73,8 @@ impl Entry {
     }
 
     fn gone_at(&self) -> Instant {
-        let lifetime = self.container.head.lifetime.min(MAX_LIFETIME);
-        if lifetime == 0 {
-            return self.received + TOMBSTONE;
-        }
-        self.received + Duration::from_secs(u64::from(lifetime.saturating_sub(self.age)))
+        let left = lives(&self.container).saturating_sub(self.age);
+        self.received + Duration::from_secs(u64::from(left))
     }
 }
 
@@ -126,8 +123,7 @@ impl Lsdb {
         if self.freshness(&key, container.head.seq) != Freshness::Newer {
             return Err(Refused::NotNewer);
         }
-        let lifetime = container.head.lifetime;
-        if lifetime != 0 && age >= lifetime.min(MAX_LIFETIME) {
+        if age >= lives(&container) {
             return Err(Refused::Expired);
         }
         let len = container.bytes().len();
@@ -246,6 +242,15 @@ impl Lsdb {
     }
 }
 
+/// Seconds from its making until nobody keeps it, tombstones included: by its age, so that it dies everywhere at
+/// about one time and no database gets it back from another.
+fn lives(container: &Container) -> u32 {
+    match container.head.lifetime {
+        0 => TOMBSTONE_S,
+        lifetime => lifetime.min(MAX_LIFETIME),
+    }
+}
+
 /// The key and sequence that a head names.
 pub fn key_of(head: &LsaHead) -> Option<(LsaKey, u64)> {
     let signer = NodeId::from_slice(&head.signer)?;
@@ -333,8 +338,9 @@ mod tests {
 
         lsdb.insert(lsa(2, 2, 0, 0), 0, now).unwrap();
         assert_eq!(lsdb.insert(lsa(2, 1, 60, 0), 0, now), Err(Refused::NotNewer));
-        assert_eq!(lsdb.expire(now + TOMBSTONE), []);
+        assert_eq!(lsdb.expire(now + Duration::from_secs(600)), []);
         assert!(lsdb.is_empty());
+        assert_eq!(lsdb.insert(lsa(2, 2, 0, 0), 600, now), Err(Refused::Expired));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! All prefixes with their reasons: what is installed, what stands in a shadow, what is refused and why.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use session::certificate::allows;
@@ -63,77 +63,72 @@ fn announced(topology: &Topology) -> impl Iterator<Item = (NodeId, IpNet, RouteS
     })
 }
 
-/// Computes all routes. Longest prefix is the FIB's matter; of equal prefixes the cheaper node is installed, of equal
-/// costs the lower NodeId, and of address claims the winner of [`super::claims::wins`].
-pub fn compute(me: NodeId, own: Own<'_>, reachable: &Reachable, topology: &Topology) -> Rib {
+/// A row, and what decides among rows of one prefix.
+struct Row {
+    route: Route,
+    /// The node's attributes allow it the prefix.
+    allowed: bool,
+    silent: bool,
+    since: u64,
+}
+
+/// Computes all routes, in the order of their prefixes. Longest prefix is the FIB's matter; of equal prefixes the
+/// cheaper node is installed, of equal costs the lower NodeId, and of address claims the winner of
+/// [`super::claims::wins`]. A `silent` node, which was asked and does not answer, gives way to whoever else
+/// announces its prefix or one around it; it keeps what nobody else has, so that traffic goes on trying.
+pub fn compute(
+    me: NodeId,
+    own: Own<'_>,
+    reachable: &Reachable,
+    silent: &BTreeSet<NodeId>,
+    topology: &Topology,
+) -> Rib {
+    let mut rows: Vec<Row> = announced(topology)
+        .filter(|&(node, ..)| node != me)
+        .map(|(node, prefix, source, since, allowed)| {
+            let reach = reachable.get(&node).and_then(|ways| ways.first());
+            let refusal = if !allowed {
+                Some("the node's attributes do not allow it this prefix".to_owned())
+            } else {
+                own.refusal(prefix)
+            };
+            let (state, reason) = match (refusal, reach) {
+                (Some(reason), _) => (RouteState::Rejected, reason),
+                (None, None) => (RouteState::Shadowed, "no way to the node is known".to_owned()),
+                (None, Some(_)) => (RouteState::Installed, String::new()),
+            };
+            let via = reach.map(|reach| reach.via);
+            let metric =
+                reach.map_or(u32::MAX, |reach| u32::try_from(reach.cost_us).unwrap_or(u32::MAX));
+            let route = Route { prefix, node, via, metric, source, state, reason };
+            Row { route, allowed, silent: silent.contains(&node), since }
+        })
+        .collect();
+    rows.sort_by_key(|row| (row.route.prefix, row.silent, row.route.metric, row.route.node));
+    give_way(&mut rows);
     let mut rib = Rib::default();
     own.unanswered(topology, &mut rib);
-    let mut by_prefix: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
-    let mut since: BTreeMap<(IpNet, NodeId), u64> = BTreeMap::new();
-    for (node, prefix, source, claimed, allowed) in announced(topology) {
-        if node == me {
-            continue;
-        }
-        since.insert((prefix, node), claimed);
-        let reach = reachable.get(&node).and_then(|ways| ways.first());
-        if allowed && reach.is_some() && own.has(prefix) {
+    for Row { route, .. } in rows.iter().filter(|row| row.allowed && own.has(row.route.prefix)) {
+        if route.via.is_some() {
+            let Route { prefix, node, .. } = route;
             rib.conflict(format!("{prefix} is announced by {node} and is this node's own"));
         }
-        let refusal = if !allowed {
-            Some("the node's attributes do not allow it this prefix".to_owned())
-        } else {
-            own.refusal(prefix)
-        };
-        if refusal.is_some() && own.behind.iter().any(|net| overlap(net, &prefix)) {
+    }
+    let refused =
+        rows.iter().map(|row| &row.route).filter(|route| route.state == RouteState::Rejected);
+    for Route { prefix, node, .. } in refused {
+        if own.behind.iter().any(|net| overlap(net, prefix)) {
             rib.conflict(format!(
                 "{prefix} of {node} is refused, since it overlaps a network behind this node: export it there with mapTo"
             ));
         }
-        let (state, reason) = match (refusal, reach) {
-            (Some(reason), _) => (RouteState::Rejected, reason),
-            (None, None) => (RouteState::Shadowed, "no way to the node is known".to_owned()),
-            (None, Some(_)) => (RouteState::Installed, String::new()),
-        };
-        by_prefix.entry(prefix).or_default().push(Route {
-            prefix,
-            node,
-            via: reach.map(|reach| reach.via),
-            metric: reach
-                .map_or(u32::MAX, |reach| u32::try_from(reach.cost_us).unwrap_or(u32::MAX)),
-            source,
-            state,
-            reason,
-        });
     }
-    for (prefix, mut routes) in by_prefix {
-        routes.sort_by_key(|route| (route.metric, route.node));
-        let installed: Vec<usize> =
-            (0..routes.len()).filter(|&i| routes[i].state == RouteState::Installed).collect();
-        let best = installed.iter().copied().reduce(|best, other| {
-            let claim = |i: usize| {
-                (since.get(&(prefix, routes[i].node)).copied().unwrap_or(0), routes[i].node)
-            };
-            let both = routes[best].source == RouteSource::Claim
-                && routes[other].source == RouteSource::Claim;
-            if both && super::claims::wins(claim(other), claim(best)) { other } else { best }
-        });
-        if let Some(best) = best
-            && installed.len() > 1
-        {
-            let winner = routes[best].node;
-            let names: Vec<String> =
-                installed.iter().map(|&i| routes[i].node.to_string()).collect();
-            rib.conflict(format!(
-                "{prefix} is announced by {}; {winner} carries it",
-                names.join(" and ")
-            ));
-            for i in installed.into_iter().filter(|&i| i != best) {
-                routes[i].state = RouteState::Shadowed;
-                routes[i].reason = format!("{winner} announces the same prefix and is preferred");
-            }
+    for same in rows.chunk_by_mut(|a, b| a.route.prefix == b.route.prefix) {
+        if let Some(conflict) = settle(same) {
+            rib.conflict(conflict);
         }
-        rib.routes.append(&mut routes);
     }
+    rib.routes = rows.into_iter().map(|row| row.route).collect();
     rib
 }
 
@@ -143,6 +138,50 @@ impl Rib {
             self.conflicts.push(what);
         }
     }
+}
+
+/// Shadows the prefixes of silent nodes that lie within one of a node that answers.
+fn give_way(rows: &mut [Row]) {
+    if rows.iter().all(|row| !row.silent) {
+        return;
+    }
+    let answering: BTreeSet<IpNet> = rows
+        .iter()
+        .filter(|row| !row.silent && row.route.state == RouteState::Installed)
+        .map(|row| row.route.prefix)
+        .collect();
+    let silent =
+        rows.iter_mut().filter(|row| row.silent && row.route.state == RouteState::Installed);
+    for row in silent {
+        let around = answering.iter().find(|net| net.contains(&row.route.prefix));
+        if let Some(net) = around {
+            row.route.state = RouteState::Shadowed;
+            row.route.reason =
+                format!("the node does not answer, and another that does announces {net}");
+        }
+    }
+}
+
+/// Leaves one of the installed rows of one prefix; what to tell people if there were several.
+fn settle(rows: &mut [Row]) -> Option<String> {
+    let installed: Vec<usize> =
+        (0..rows.len()).filter(|&i| rows[i].route.state == RouteState::Installed).collect();
+    let best = installed.iter().copied().reduce(|best, other| {
+        let claim = |i: usize| (rows[i].since, rows[i].route.node);
+        let both = rows[best].route.source == RouteSource::Claim
+            && rows[other].route.source == RouteSource::Claim;
+        if both && super::claims::wins(claim(other), claim(best)) { other } else { best }
+    })?;
+    if installed.len() == 1 {
+        return None;
+    }
+    let (prefix, winner) = (rows[best].route.prefix, rows[best].route.node);
+    let names: Vec<String> = installed.iter().map(|&i| rows[i].route.node.to_string()).collect();
+    for i in installed.into_iter().filter(|&i| i != best) {
+        rows[i].route.state = RouteState::Shadowed;
+        rows[i].route.reason = format!("{winner} announces the same prefix and is preferred");
+    }
+    Some(format!("{prefix} is announced by {}; {winner} carries it", names.join(" and ")))
 }
 
 impl Own<'_> {
@@ -224,6 +263,44 @@ fn is_special(prefix: IpNet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_silent_node_gives_way_to_who_answers_and_keeps_what_nobody_else_has() {
+        let row = |prefix: &str, node: u8, metric, silent| Row {
+            route: Route {
+                prefix: prefix.parse().unwrap(),
+                node: NodeId([node; 16]),
+                via: None,
+                metric,
+                source: RouteSource::Lsa,
+                state: RouteState::Installed,
+                reason: String::new(),
+            },
+            allowed: true,
+            silent,
+            since: 0,
+        };
+        let mut rows = [
+            row("10.0.0.0/8", 1, 9, false),
+            row("10.1.0.0/16", 2, 1, true),
+            row("10.1.0.0/16", 3, 9, false),
+            row("10.2.0.0/16", 2, 1, true),
+            row("192.168.7.0/24", 2, 1, true),
+        ];
+
+        give_way(&mut rows);
+
+        assert_eq!(
+            rows.map(|row| row.route.state),
+            [
+                RouteState::Installed,
+                RouteState::Shadowed,
+                RouteState::Installed,
+                RouteState::Shadowed,
+                RouteState::Installed
+            ]
+        );
+    }
 
     #[test]
     fn what_the_host_has_itself_is_not_imported() {
