@@ -30,7 +30,7 @@ use session::{identity::Identity, membership};
 use tokio::sync::mpsc;
 use wire::{endpoint::Transport, id::NodeKeys};
 
-use super::{aead, lobby::Lobby, second_signal, stop_signal, unix_now};
+use super::{aead, give_back_code, lobby::Lobby, second_signal, stop_signal, unix_now};
 use crate::{
     admin::{self, Answers, Desk, Order},
     args::Run,
@@ -312,6 +312,7 @@ impl Begin {
             facts,
         };
         announce(&answers, &group);
+        give_back_code(&group);
         if !node.settings.exports.value.is_empty() {
             watch_forwarding(&node.facts, &group);
         }
