@@ -38,7 +38,7 @@ build:
 
 build-release:
 	@echo "building the release (the first time takes some minutes)"
-	$(CARGO) build --release -p sidecar -p tests --bins
+	$(CARGO) build --release -p sidecar -p tests --bins --no-default-features
 
 prepare:
 	@tests/scripts/prepare $(TOOLS)

@@ -10,6 +10,7 @@ use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 use data_encoding::BASE32_NOPAD;
+use netio::{port::code, task::TaskGroup};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -25,6 +26,9 @@ use crate::{
 /// Threads for what blocks: `nft`, now and then.
 const BLOCKING_THREADS: usize = 4;
 const STACK: usize = 256 * 1024;
+/// What the start alone needed is given back after the first, and what was asked in between after the second, each time.
+const FIRST_GIVEN_BACK: Duration = Duration::from_secs(2);
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(60);
 
 /// Parses the arguments, does what they say, and says how it went.
 pub fn main() -> ExitCode {
@@ -164,6 +168,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
                 "Check the limits on open files and processes.",
             )
         })
+}
+
+/// Keeps code mapped only as long as it is in use.
+fn give_back_code(group: &TaskGroup) {
+    group.spawn("code", async {
+        tokio::time::sleep(FIRST_GIVEN_BACK).await;
+        loop {
+            code::give_back();
+            tokio::time::sleep(GIVE_BACK_EVERY).await;
+        }
+    });
 }
 
 fn log(log: &Log) -> Result<(), Failure> {

@@ -385,25 +385,6 @@ impl Lab {
         }
     }
 
-    /// CPU seconds that the nodes have used, and the largest of their resident sets in kB.
-    pub fn usage(&self) -> (f64, u64) {
-        let (mut seconds, mut resident) = (0.0, 0);
-        for node in &self.nodes {
-            let pid = node.id();
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let fields: Vec<&str> =
-                stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            let ticks =
-                |at: usize| fields.get(at).and_then(|field| field.parse().ok()).unwrap_or(0.0);
-            seconds += (ticks(11) + ticks(12)) / 100.0;
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let line = status.lines().find(|line| line.starts_with("VmRSS"));
-            let kb = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-            resident = resident.max(kb.unwrap_or(0));
-        }
-        (seconds, resident)
-    }
-
     /// Runs a command in a namespace and returns its output, which must be a success.
     pub fn run(&self, name: &str, cpus: &Option<String>, command: &str) -> String {
         let output = self.try_run(name, cpus, command);

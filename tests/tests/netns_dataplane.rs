@@ -4,7 +4,7 @@
 
 use tests::dataplane::{self, Lab, Layout, Settings};
 
-/// A debug build on a busy machine; the release build is measured by the example `dataplane_bench`.
+/// A debug build on a busy machine; the release build is measured by `make bench`.
 const LEAST_RATIO: f64 = 0.05;
 
 #[test]

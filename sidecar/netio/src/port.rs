@@ -4,5 +4,6 @@
 
 #![allow(unsafe_code)]
 
+pub mod code;
 pub mod ready;
 pub mod tun;

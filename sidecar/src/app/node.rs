@@ -31,7 +31,7 @@ use session::{identity::Identity, membership};
 use tokio::sync::{mpsc, oneshot};
 use wire::{endpoint::Transport, id::NodeKeys};
 
-use super::{aead, delivered::Delivered, lobby::Lobby, second_signal, stop_signal, unix_now};
+use super::{aead, delivered::Delivered, give_back_code, lobby::Lobby, second_signal, stop_signal, unix_now};
 use crate::{
     admin::{self, Answers, Desk, Order},
     args::Run,
@@ -387,6 +387,7 @@ impl Begin {
         if let Member::Server(delivered) = &node.member {
             delivered.report(answers, &group);
         }
+        give_back_code(&group);
         if !node.settings.exports.value.is_empty() {
             watch_forwarding(&node.facts, &group);
         }

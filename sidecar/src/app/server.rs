@@ -24,7 +24,7 @@ use netio::{
 use tokio::sync::mpsc;
 use wire::id::NetworkId;
 
-use super::{aead, stop_signal, unix_now};
+use super::{aead, give_back_code, stop_signal, unix_now};
 use crate::{
     args,
     error::Failure,
@@ -120,6 +120,7 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     render::print(&format!("udp://{host}:{port}?k={keys}"))?;
     tracing::info!("Ready");
+    give_back_code(&group);
     tokio::select! {
         () = stop_signal() => tracing::info!("Stopping"),
         () = group.token().cancelled() => {}
