@@ -25,6 +25,8 @@ use crate::{
 
 /// Writes that run at a time: more would only queue up in the API server, which has others to serve.
 pub const AT_ONCE: usize = 8;
+/// What was written is believed to be there for so long, before the watch shows it.
+const BELIEVED: Duration = Duration::from_secs(10);
 /// Says which desired state an object was applied from.
 pub const APPLIED: &str = "easynet.io/applied";
 
@@ -68,6 +70,22 @@ impl Mark {
         };
         self.uid == other.uid && same
     }
+
+    /// Whether this is the same object as it was before `other`. Versions of one object are numbers that grow.
+    fn is_before(&self, other: &Self) -> bool {
+        let number = |mark: &Self| mark.version.parse::<u64>().unwrap_or_default();
+        self.uid == other.uid && number(self) < number(other)
+    }
+}
+
+/// What was applied last.
+#[derive(Clone, Debug)]
+struct Last {
+    hash: u64,
+    mark: Mark,
+    at: Instant,
+    /// The watch has shown it since.
+    is_seen: bool,
 }
 
 /// Decides what to write next.
@@ -75,7 +93,7 @@ impl Mark {
 pub struct Queue {
     waiting: BTreeMap<ObjectKey, Write>,
     running: BTreeSet<ObjectKey>,
-    applied: BTreeMap<ObjectKey, (u64, Mark)>,
+    applied: BTreeMap<ObjectKey, Last>,
     failed: BTreeMap<ObjectKey, (Backoff, Instant)>,
 }
 
@@ -88,11 +106,12 @@ impl Queue {
         is_mine: impl Fn(&ObjectKey) -> bool,
         objects: Vec<Object>,
         obsolete: BTreeSet<ObjectKey>,
+        now: Instant,
     ) {
         self.waiting.retain(|key, _| !is_mine(key));
         for object in objects {
             let live = live(world, &object.key);
-            if !self.is_as_applied(&object, live.as_ref()) {
+            if !self.is_as_applied(&object, live.as_ref(), now) {
                 self.waiting.insert(object.key.clone(), Write::Apply(object));
             }
         }
@@ -107,18 +126,27 @@ impl Queue {
         }
     }
 
-    fn is_as_applied(&self, object: &Object, live: Option<&LiveObject<'_>>) -> bool {
-        match (self.applied.get(&object.key), live) {
-            (Some((hash, mark)), Some(live)) => *hash == object.hash && mark.is(&live.mark),
-            // The watch may not have seen yet what was just created.
-            (Some(_), None) => false,
+    fn is_as_applied(
+        &mut self,
+        object: &Object,
+        live: Option<&LiveObject<'_>>,
+        now: Instant,
+    ) -> bool {
+        let last = self.applied.get_mut(&object.key).filter(|last| last.hash == object.hash);
+        match (last, live) {
+            // The watch has yet to show what was just written.
+            (Some(last), Some(live)) if live.mark.is_before(&last.mark) => true,
+            (Some(last), Some(live)) => {
+                last.is_seen = true;
+                last.mark.is(&live.mark)
+            }
+            (Some(last), None) => !last.is_seen && now < last.at + BELIEVED,
+            (None, Some(_)) if self.applied.contains_key(&object.key) => false,
             (None, Some(live)) => {
                 let body = live.body();
-                let applied =
-                    body.pointer("/metadata/annotations").and_then(|all| all.get(APPLIED));
-                applied
-                    == object.body.pointer("/metadata/annotations").and_then(|all| all.get(APPLIED))
-                    && covers(&body, &object.body)
+                let from =
+                    |body: &Value| body.pointer("/metadata/annotations")?.get(APPLIED).cloned();
+                from(&body) == from(&object.body) && covers(&body, &object.body)
             }
             (None, None) => false,
         }
@@ -144,12 +172,13 @@ impl Queue {
         tried.filter(|at| *at > now).min()
     }
 
-    pub fn handle_written(&mut self, key: &ObjectKey, written: &Written) {
+    pub fn handle_written(&mut self, key: &ObjectKey, written: &Written, now: Instant) {
         self.running.remove(key);
         self.failed.remove(key);
         match written {
             Written::Applied { hash, mark, .. } => {
-                self.applied.insert(key.clone(), (*hash, mark.clone()));
+                let last = Last { hash: *hash, mark: mark.clone(), at: now, is_seen: false };
+                self.applied.insert(key.clone(), last);
             }
             Written::Deleted => {
                 self.applied.remove(key);
@@ -348,7 +377,7 @@ mod tests {
     }
 
     fn want(queue: &mut Queue, world: &World, object: Object) -> Option<Write> {
-        queue.want(world, |_| true, vec![object], BTreeSet::new());
+        queue.want(world, |_| true, vec![object], BTreeSet::new(), Instant::now());
         queue.poll_write(Instant::now())
     }
 
@@ -357,7 +386,7 @@ mod tests {
         let mut queue = Queue::default();
         let first = want(&mut queue, &World::default(), object("x"));
         assert_eq!(first, Some(Write::Apply(object("x"))));
-        queue.handle_written(&object("x").key, &applied(&object("x"), "5"));
+        queue.handle_written(&object("x").key, &applied(&object("x"), "5"), Instant::now());
 
         assert_eq!(want(&mut queue, &world("x", "5"), object("x")), None);
         assert!(queue.is_empty());
@@ -366,15 +395,27 @@ mod tests {
     #[test]
     fn an_edit_by_somebody_else_is_repaired() {
         let mut queue = Queue::default();
-        queue.handle_written(&object("x").key, &applied(&object("x"), "5"));
+        queue.handle_written(&object("x").key, &applied(&object("x"), "5"), Instant::now());
 
         assert!(want(&mut queue, &world("y", "6"), object("x")).is_some());
     }
 
     #[test]
+    fn what_the_watch_has_yet_to_show_is_not_written_again() {
+        let mut queue = Queue::default();
+        queue.handle_written(&object("x").key, &applied(&object("x"), "5"), Instant::now());
+
+        assert_eq!(want(&mut queue, &World::default(), object("x")), None);
+        assert_eq!(want(&mut queue, &world("old", "4"), object("x")), None);
+        assert_eq!(want(&mut queue, &world("x", "5"), object("x")), None);
+        // It was there, and now it is not: somebody deleted it.
+        assert!(want(&mut queue, &World::default(), object("x")).is_some());
+    }
+
+    #[test]
     fn a_changed_wish_is_sent() {
         let mut queue = Queue::default();
-        queue.handle_written(&object("x").key, &applied(&object("x"), "5"));
+        queue.handle_written(&object("x").key, &applied(&object("x"), "5"), Instant::now());
 
         assert!(want(&mut queue, &world("x", "5"), object("z")).is_some());
     }
@@ -396,7 +437,7 @@ mod tests {
 
         assert_eq!(want(&mut queue, &none, object("y")), None);
         assert_eq!(want(&mut queue, &none, object("z")), None);
-        queue.handle_written(&object("x").key, &applied(&object("x"), "5"));
+        queue.handle_written(&object("x").key, &applied(&object("x"), "5"), Instant::now());
 
         assert_eq!(queue.poll_write(now), Some(Write::Apply(object("z"))));
     }
@@ -412,7 +453,7 @@ mod tests {
 
         assert_eq!(queue.poll_write(now), None);
         assert_eq!(queue.poll_timeout(now), Some(now + pause));
-        queue.want(&none, |_| true, vec![object("y")], BTreeSet::new());
+        queue.want(&none, |_| true, vec![object("y")], BTreeSet::new(), now);
         assert_eq!(queue.poll_write(now + pause), Some(Write::Apply(object("y"))));
     }
 
@@ -422,10 +463,10 @@ mod tests {
         let key = object("x").key;
         let obsolete = BTreeSet::from([key.clone()]);
 
-        queue.want(&World::default(), |_| true, Vec::new(), obsolete.clone());
+        queue.want(&World::default(), |_| true, Vec::new(), obsolete.clone(), Instant::now());
         assert!(queue.is_empty());
 
-        queue.want(&world("x", "5"), |_| true, Vec::new(), obsolete);
+        queue.want(&world("x", "5"), |_| true, Vec::new(), obsolete, Instant::now());
         let write = queue.poll_write(Instant::now());
         assert_eq!(write, Some(Write::Delete { key, uid: Some("1".to_owned()) }));
     }
@@ -435,7 +476,7 @@ mod tests {
         let mut queue = Queue::default();
         let objects =
             (0..20).map(|index| Object::new(Target::ConfigMap, "ns", index.to_string(), json!({})));
-        queue.want(&World::default(), |_| true, objects.collect(), BTreeSet::new());
+        queue.want(&World::default(), |_| true, objects.collect(), BTreeSet::new(), Instant::now());
 
         let started = std::iter::from_fn(|| queue.poll_write(Instant::now())).count();
 

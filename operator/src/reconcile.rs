@@ -263,7 +263,7 @@ impl Reconciler {
         match done {
             Done::Write(write, Ok(written)) => {
                 self.metrics.wrote(write.key().target, "ok");
-                self.queue.handle_written(write.key(), &written);
+                self.queue.handle_written(write.key(), &written, now);
                 if let Written::Applied { object, .. } = written
                     && write.key().target == Target::Peer
                     && let Ok(peer) = object.try_parse::<EasyPeer>()
@@ -314,9 +314,9 @@ impl Reconciler {
                 true
             }
             Done::Facts(facts) => {
-                let is_news = self.facts != *facts;
                 self.facts = *facts;
-                is_news
+                // Also a look at everything once a minute, should some news have been lost.
+                true
             }
         }
     }
@@ -326,7 +326,7 @@ impl Reconciler {
         let reported = state.reports.entry(report.member.clone()).or_default();
         match report.event {
             Event::Enrolled { keys, from, version } => {
-                tracing::info!(member = ?report.member, "Member enrolled");
+                tracing::debug!(member = %report.member, "Member enrolled");
                 *reported = Reported {
                     online: true,
                     keys: Some(keys),
@@ -414,7 +414,7 @@ impl Reconciler {
                 .retain(|object| matches!(object.key.target, Target::Peer | Target::EndpointSlice));
             obsolete.clear();
         }
-        self.queue.want(&world, |_| true, objects, obsolete);
+        self.queue.want(&world, |_| true, objects, obsolete, now);
         self.gate.forget(|key| match key {
             Key::Network(name) => !world.networks.contains_key(name) && !is_malformed(&world, name),
             Key::Peer(name) => !world.peers.contains_key(name),

@@ -717,7 +717,7 @@ impl Members {
     ) -> Vec<(String, EasyPeerStatus)> {
         let name = input.network.name_any();
         let peers = input.world.peers.iter().filter(|(_, peer)| peer.spec.network == name);
-        let statuses = peers.map(|(peer_name, peer)| {
+        let statuses = peers.filter_map(|(peer_name, peer)| {
             let before = peer.status.clone().unwrap_or_default();
             let key = match (&peer.spec.node_ref, &peer.spec.pod_ref, &peer.spec.external_name) {
                 (Some(node), _, _) => MemberKey::Node(node.name.clone()),
@@ -730,13 +730,12 @@ impl Members {
             };
             let status = match input.reports.get(&key) {
                 Some(reported) => peer_status(input, common, peer, reported, &before),
-                None if input.is_hearing() && before.state.is_some() => before,
-                None if before.state.is_some_and(|state| state != PeerState::Pending) => {
-                    EasyPeerStatus { state: Some(PeerState::Lost), ..before }
-                }
-                None => EasyPeerStatus { state: Some(PeerState::Pending), ..before },
+                // Of a member that was never heard of there is nothing to say.
+                None if before.state.is_none() => return None,
+                None if input.is_hearing() || before.state == Some(PeerState::Pending) => before,
+                None => EasyPeerStatus { state: Some(PeerState::Lost), ..before },
             };
-            (peer_name.clone(), status)
+            Some((peer_name.clone(), status))
         });
         statuses.collect()
     }
