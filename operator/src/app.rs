@@ -188,7 +188,6 @@ pub async fn operate(
     let pulse = Pulse::default();
     let metrics = Metrics::new(requests, pulse.clone());
     let namespace = options.place.namespace.clone();
-    let mut rng = ChaCha12Rng::from_seed(seed()?);
 
     let group = TaskGroup::new("operator");
     let (unready_tx, unready) = watch::channel(Some("starting".to_owned()));
@@ -228,7 +227,7 @@ pub async fn operate(
                     metrics: metrics.clone(),
                     world: world.clone(),
                     retiring: retiring.clone(),
-                    rng: ChaCha12Rng::from_rng(&mut rng)?,
+                    rng: ChaCha12Rng::from_seed(seed()?),
                 };
                 lead(&child, parts);
                 leading = Some(child);
@@ -437,10 +436,10 @@ impl Follow<'_> {
         K::DynamicType: Default,
         T: Send + Sync + 'static,
     {
-        let api = Api::all_with(self.client.clone(), &K::DynamicType::default());
+        let objects = Api::all_with(self.client.clone(), &K::DynamicType::default());
         self.start(Source {
             name,
-            api,
+            objects,
             labels: labels.map(str::to_owned),
             fields: None,
             take,
@@ -465,10 +464,9 @@ impl Follow<'_> {
         K::DynamicType: Default,
         T: Send + Sync + 'static,
     {
-        let api =
-            Api::namespaced_with(self.client.clone(), self.namespace, &K::DynamicType::default());
+        let objects = Api::namespaced(self.client.clone(), self.namespace);
         let (labels, fields) = (labels.map(str::to_owned), fields.map(str::to_owned));
-        self.start(Source { name, api, labels, fields, take, change });
+        self.start(Source { name, objects, labels, fields, take, change });
     }
 
     fn start<K, T>(&self, source: Source<K, T>)

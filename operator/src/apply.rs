@@ -132,6 +132,7 @@ impl Queue {
         live: Option<&LiveObject<'_>>,
         now: Instant,
     ) -> bool {
+        let is_known = self.applied.contains_key(&object.key);
         let last = self.applied.get_mut(&object.key).filter(|last| last.hash == object.hash);
         match (last, live) {
             // The watch has yet to show what was just written.
@@ -141,7 +142,7 @@ impl Queue {
                 last.mark.is(&live.mark)
             }
             (Some(last), None) => !last.is_seen && now < last.at + BELIEVED,
-            (None, Some(_)) if self.applied.contains_key(&object.key) => false,
+            (None, Some(_)) if is_known => false,
             (None, Some(live)) => {
                 let body = live.body();
                 let from =

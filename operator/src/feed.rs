@@ -44,8 +44,8 @@ pub struct Table {
 #[derive(Clone, Debug)]
 pub struct Network {
     pub issuer: Arc<Issuer>,
-    /// Key epochs that members are given: the one in force, the one that will be, the one that was. Empty is that of the
-    /// issuer alone.
+    /// Key epochs that members are given. Empty is the issuer's and the one before it, so that a change of keys reaches
+    /// members one after the other without parting them.
     pub epochs: Vec<u32>,
     pub members: BTreeMap<MemberKey, Member>,
     /// Link-state records of the root (`Issuer::epoch_record` and the like) that members spread; all of them together are

@@ -221,25 +221,25 @@ impl Index {
 
     /// Takes in what a watch said; `false` if it makes no difference.
     pub fn apply(&mut self, change: Change) -> bool {
-        let World { malformed, synced, .. } = &mut self.world;
-        let mut slot = Slot { malformed, synced };
+        let world = &mut self.world;
+        let mut slot = Slot { malformed: &mut world.malformed, synced: &mut world.synced };
         match change {
-            Change::Networks(delta) => slot.put("EasyNetwork", &mut self.world.networks, delta),
-            Change::Peers(delta) => slot.put("EasyPeer", &mut self.world.peers, delta),
-            Change::Nodes(delta) => slot.put("Node", &mut self.world.nodes, delta),
-            Change::Agents(delta) => slot.put("agent Pod", &mut self.world.agents, delta),
-            Change::Injected(delta) => slot.put("injected Pod", &mut self.world.injected, delta),
-            Change::Namespaces(delta) => slot.put("Namespace", &mut self.world.namespaces, delta),
-            Change::Secrets(delta) => slot.put("Secret", &mut self.world.secrets, delta),
+            Change::Networks(delta) => slot.put("EasyNetwork", &mut world.networks, delta),
+            Change::Peers(delta) => slot.put("EasyPeer", &mut world.peers, delta),
+            Change::Nodes(delta) => slot.put("Node", &mut world.nodes, delta),
+            Change::Agents(delta) => slot.put("agent Pod", &mut world.agents, delta),
+            Change::Injected(delta) => slot.put("injected Pod", &mut world.injected, delta),
+            Change::Namespaces(delta) => slot.put("Namespace", &mut world.namespaces, delta),
+            Change::Secrets(delta) => slot.put("Secret", &mut world.secrets, delta),
             Change::ServiceRanges(delta) => {
-                slot.put("ServiceCIDR", &mut self.world.service_ranges, delta)
+                slot.put("ServiceCIDR", &mut world.service_ranges, delta)
             }
             Change::FeedServices(delta) => {
-                slot.put("feed Service", &mut self.world.feed_services, delta)
+                slot.put("feed Service", &mut world.feed_services, delta)
             }
-            Change::DaemonSets(delta) => slot.put("DaemonSet", &mut self.world.daemon_sets, delta),
-            Change::ConfigMaps(delta) => slot.put("ConfigMap", &mut self.world.config_maps, delta),
-            Change::Slices(delta) => slot.put("EndpointSlice", &mut self.world.slices, delta),
+            Change::DaemonSets(delta) => slot.put("DaemonSet", &mut world.daemon_sets, delta),
+            Change::ConfigMaps(delta) => slot.put("ConfigMap", &mut world.config_maps, delta),
+            Change::Slices(delta) => slot.put("EndpointSlice", &mut world.slices, delta),
         }
     }
 }

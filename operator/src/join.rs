@@ -111,12 +111,12 @@ pub fn invite(
             [Some(&export.cidr), export.map_to.as_ref()]
                 .into_iter()
                 .flatten()
-                .filter_map(|cidr| cidr.parse().ok()),
+                .filter_map(|cidr| cidr.parse::<IpNet>().ok()),
         );
     }
     used.extend(spec.addressing.ipv4_cidr.parse::<IpNet>());
     if let Some(status) = &found.status {
-        used.extend(status.exported.iter().filter_map(|cidr| cidr.parse().ok()));
+        used.extend(status.exported.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()));
     }
     let mapped_here = |range: IpNet| {
         spec.routing.exports.iter().any(|export| {

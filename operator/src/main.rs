@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-// Few arenas and a small thread cache: idle memory counts in a pod.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 fn main() -> ExitCode {
     operator::app::main()
 }

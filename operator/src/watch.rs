@@ -60,9 +60,11 @@ impl Pulse {
 }
 
 /// What to follow, and how it becomes a [`Change`].
+#[derive(Debug)]
 pub struct Source<K, T> {
     pub name: &'static str,
-    pub api: Api<K>,
+    /// The objects, of which some may not parse.
+    pub objects: Api<DeserializeGuard<K>>,
     pub labels: Option<String>,
     pub fields: Option<String>,
     /// Takes of an object what the index keeps, so that the rest is not held in memory.
@@ -84,11 +86,10 @@ where
     K::DynamicType: Default,
     T: Send + Sync + 'static,
 {
-    let objects: Api<DeserializeGuard<K>> = source.guarded();
     let mut backoff = Backoff::default();
     pulse.beat(source.name, Instant::now());
     loop {
-        let outcome = source.list_and_watch(&objects, &pulse, &changes, &mut backoff).await;
+        let outcome = source.list_and_watch(&pulse, &changes, &mut backoff).await;
         pulse.beat(source.name, Instant::now());
         let Err(failure) = outcome else { return Ok(()) };
         if failure.is_expired() {
@@ -111,28 +112,14 @@ where
     K::DynamicType: Default,
     T: Send + Sync + 'static,
 {
-    /// The same objects, of which some may not parse.
-    fn guarded(&self) -> Api<DeserializeGuard<K>> {
-        let client = self.api.clone().into_client();
-        match self.api.namespace() {
-            Some(namespace) => Api::dynamic(
-                client,
-                &K::DynamicType::default(),
-                &kube::core::Scope::Namespaced(namespace.to_owned()),
-            ),
-            None => Api::all_with(client, &K::DynamicType::default()),
-        }
-    }
-
     /// Ends well when nobody listens, with a failure when the list must be made again.
     async fn list_and_watch(
         &self,
-        objects: &Api<DeserializeGuard<K>>,
         pulse: &Pulse,
         changes: &mpsc::Sender<Change>,
         backoff: &mut Backoff,
     ) -> Result<(), Failure> {
-        let (all, mut version) = self.list(objects, pulse).await?;
+        let (all, mut version) = self.list(pulse).await?;
         if changes.send((self.change)(Delta::Reset(all))).await.is_err() {
             return Ok(());
         }
@@ -143,7 +130,7 @@ where
             ..WatchParams::default()
         };
         loop {
-            let stream = match api::within(api::WITHIN, objects.watch(&params, &version)).await {
+            let stream = match api::within(api::WITHIN, self.objects.watch(&params, &version)).await {
                 Ok(stream) => stream,
                 // The list is still good; only the connection is to be made again.
                 Err(failure) if !failure.is_expired() && !failure.is_forbidden() => {
@@ -199,7 +186,6 @@ where
 
     async fn list(
         &self,
-        objects: &Api<DeserializeGuard<K>>,
         pulse: &Pulse,
     ) -> Result<(Vec<(String, Read<T>)>, String), Failure> {
         let mut params = ListParams {
@@ -210,7 +196,7 @@ where
         };
         let mut all = Vec::new();
         loop {
-            let page = api::within(LIST_WITHIN, objects.list(&params)).await?;
+            let page = api::within(LIST_WITHIN, self.objects.list(&params)).await?;
             pulse.beat(self.name, Instant::now());
             all.extend(page.items.into_iter().map(|object| self.read(object)));
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use rpc::feed::{Desired, Epoch, MAX_RECORDS};
-use session::issuer::{Issuer, RENEW_AFTER_S, VALIDITY_S};
+use session::issuer::{FIRST_EPOCH, Issuer, RENEW_AFTER_S, VALIDITY_S};
 use wire::{
     certificate::{self, CAPABILITY_TRANSIT, Prefix, Signed},
     id::NodeKeys,
@@ -168,10 +168,11 @@ fn attributes(
 }
 
 fn epochs(network: &Network) -> Vec<u32> {
-    if network.epochs.is_empty() {
-        return vec![network.issuer.current_epoch()];
-    }
+    let current = network.issuer.current_epoch();
     let mut epochs = network.epochs.clone();
+    if epochs.is_empty() {
+        epochs = vec![current.saturating_sub(1).max(FIRST_EPOCH).min(current), current];
+    }
     epochs.sort_unstable();
     epochs.dedup();
     epochs
@@ -305,6 +306,21 @@ mod tests {
 
         let renewed = sent(&mut holder, &table, NOW + RENEW_AFTER_S + 9);
         assert_ne!(renewed.certificate, signed.certificate);
+    }
+
+    #[test]
+    fn the_epoch_in_force_and_the_one_before_are_given_unless_the_table_says_otherwise() {
+        let mut network = table().networks.remove("prod").unwrap();
+        for (said, current, given) in [
+            (vec![], 0, vec![0]),
+            (vec![], 1, vec![1]),
+            (vec![], 2, vec![1, 2]),
+            (vec![9, 8, 9], 8, vec![8, 9]),
+        ] {
+            network.epochs = said;
+            network.issuer = Arc::new(network.issuer.at_epoch(current));
+            assert_eq!(epochs(&network), given);
+        }
     }
 
     #[test]
