@@ -1,0 +1,242 @@
+//! What a sidecar of this cluster is configured with.
+
+use std::net::IpAddr;
+
+use config::{
+    Export, ImportMode, Imports, Listen, Masquerade, P2p, PeerUrl, Punch, Scheme, Sidecar,
+    sidecar::{Network, Node, Transport},
+};
+use crds::{EasyNetwork, Mtu, network as spec};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Unusable, ranges};
+use crate::names;
+
+/// What all sidecars of a network have in common: the spec, read once and checked.
+#[derive(Clone, Debug)]
+pub struct Common {
+    pub name: String,
+    pub cluster: String,
+    pub range4: Ipv4Net,
+    pub bootstrap: Vec<PeerUrl>,
+    pub exports: Vec<(IpNet, Option<IpNet>)>,
+    pub imports: Imports,
+    pub masquerade: Masquerade,
+    pub transport: Transport,
+    pub port: u16,
+    pub tun: String,
+}
+
+/// What is one member's own.
+#[derive(Clone, Debug, Default)]
+pub struct Own {
+    pub hostname: String,
+    pub ipv4: Option<std::net::Ipv4Addr>,
+    pub exports: Vec<Export>,
+    pub seeds: Vec<PeerUrl>,
+    pub listens: bool,
+}
+
+impl Common {
+    /// Reads a spec as if the API server had not checked it.
+    ///
+    /// # Errors
+    /// What is wrong, as a sentence for the condition.
+    pub fn read(network: &EasyNetwork) -> Result<Self, Unusable> {
+        let spec = &network.spec;
+        let object = network.metadata.name.clone().unwrap_or_default();
+        let name = spec.network_name.clone().unwrap_or_else(|| object.clone());
+        if spec.cluster_name.is_empty() {
+            return Err(Unusable("spec.clusterName is empty; name this cluster".to_owned()));
+        }
+        let range4 = cidr::<Ipv4Net>("spec.addressing.ipv4CIDR", &spec.addressing.ipv4_cidr)?;
+        if !(8..=24).contains(&range4.prefix_len()) {
+            return Err(Unusable(format!(
+                "spec.addressing.ipv4CIDR {range4} is none from /8 to /24"
+            )));
+        }
+        let mut bootstrap = Vec::new();
+        for peer in &spec.bootstrap.peers {
+            let url = peer
+                .parse::<PeerUrl>()
+                .map_err(|why| Unusable(format!("spec.bootstrap.peers has {}: {why}", &**peer)))?;
+            bootstrap.push(url);
+        }
+        let mut exports: Vec<(IpNet, Option<IpNet>)> = Vec::new();
+        for export in &spec.routing.exports {
+            let net = cidr::<IpNet>("spec.routing.exports[].cidr", &export.cidr)?;
+            let to = export.map_to.as_ref();
+            let to = to.map(|to| cidr::<IpNet>("spec.routing.exports[].mapTo", to)).transpose()?;
+            Export::new(net, to).map_err(|why| Unusable(format!("spec.routing.exports: {why}")))?;
+            for range in [Some(net), to].into_iter().flatten() {
+                if is_never_imported(range) {
+                    return Err(Unusable(format!(
+                        "spec.routing.exports has {range}, which no member accepts from another"
+                    )));
+                }
+            }
+            let announced = to.unwrap_or(net);
+            if let Some((other, _)) = exports.iter().find(|(other, other_to)| {
+                ranges::overlap(*other, net)
+                    || ranges::overlap(other_to.unwrap_or(*other), announced)
+            }) {
+                return Err(Unusable(format!(
+                    "spec.routing.exports has {other} and {net}, which overlap"
+                )));
+            }
+            exports.push((net, to));
+        }
+        let mut listed = Vec::new();
+        for range in &spec.routing.imports.cidrs {
+            listed.push(cidr::<IpNet>("spec.routing.imports.cidrs", range)?);
+        }
+        let mode = match spec.routing.imports.mode {
+            spec::ImportMode::All => ImportMode::All,
+            spec::ImportMode::Listed => ImportMode::Listed,
+            spec::ImportMode::None => ImportMode::None,
+        };
+        let mtu = match spec.transport.mtu {
+            Mtu::Auto => None,
+            Mtu::Bytes(bytes) => Some(
+                bytes
+                    .to_string()
+                    .parse()
+                    .map_err(|why| Unusable(format!("spec.transport.mtu is {bytes}: {why}")))?,
+            ),
+        };
+        let p2p = match spec.transport.p2p {
+            spec::P2p::Enabled => P2p::On,
+            spec::P2p::RelayOnly => P2p::RelayOnly,
+        };
+        let punch = match spec.transport.punch {
+            spec::Punch::Full => Punch::Full,
+            spec::Punch::Light => Punch::Light,
+            spec::Punch::Off => Punch::Off,
+        };
+        if spec.transport.listen_port == 0 {
+            return Err(Unusable(
+                "spec.transport.listenPort is 0; write a port from 1 to 65535".to_owned(),
+            ));
+        }
+        Ok(Self {
+            name,
+            cluster: spec.cluster_name.clone(),
+            range4,
+            bootstrap,
+            exports,
+            imports: Imports { mode, cidrs: listed },
+            masquerade: match spec.routing.masquerade {
+                spec::Masquerade::Inbound => Masquerade::Inbound,
+                spec::Masquerade::Never => Masquerade::Never,
+                spec::Masquerade::Always => Masquerade::Always,
+            },
+            transport: Transport { mtu, p2p: Some(p2p), punch: Some(punch) },
+            port: spec.transport.listen_port,
+            tun: names::tun(&object),
+        })
+    }
+
+    /// What a node offers: its own pod ranges, mapped if a configured range contains them and says how, and the configured
+    /// ranges that every node offers.
+    pub fn exports_of(
+        &self,
+        pod_ranges: &[IpNet],
+        all_pods: &[IpNet],
+        services: &[IpNet],
+    ) -> Vec<Export> {
+        let mut exports: Vec<Export> = Vec::new();
+        let is_map_of_pods = |net: &IpNet| all_pods.iter().any(|pods| net.contains(pods));
+        for range in pod_ranges {
+            let covering = self.exports.iter().find(|(net, _)| net.contains(range));
+            let to = covering.and_then(|(net, to)| ranges::mapped(*range, *net, (*to)?));
+            let Ok(export) = Export::new(*range, to) else { continue };
+            // Straight to the pod and back over the same node: nobody needs another source.
+            exports.push(Export { masquerade: Masquerade::Never, ..export });
+        }
+        let wide = self.exports.iter().filter(|(net, _)| !is_map_of_pods(net));
+        let services = services.iter().map(|range| (*range, None));
+        for (net, to) in wide.copied().chain(services) {
+            let Ok(export) = Export::new(net, to) else { continue };
+            if exports.iter().all(|other| other.announced() != export.announced()) {
+                exports.push(Export { masquerade: self.masquerade, ..export });
+            }
+        }
+        exports
+    }
+
+    /// The whole configuration of a member.
+    pub fn sidecar(&self, own: &Own, protected: &[IpNet], exempt: &[IpNet]) -> Sidecar {
+        let mut peers = own.seeds.clone();
+        for peer in &self.bootstrap {
+            if !peers.contains(peer) {
+                peers.push(peer.clone());
+            }
+        }
+        let ipv4 = own
+            .ipv4
+            .and_then(|address| format!("{address}/{}", self.range4.prefix_len()).parse().ok());
+        Sidecar {
+            network: Network { name: Some(self.name.clone()), range: Some(self.range4) },
+            node: Node {
+                hostname: Some(own.hostname.clone()),
+                ipv4,
+                ipv6: "auto".parse().ok(),
+                tun: Some(self.tun.clone()),
+            },
+            listen: Some(if own.listens {
+                vec![Listen::Port(self.port)]
+            } else {
+                vec![Listen::Port(0)]
+            }),
+            peers,
+            exports: own.exports.clone(),
+            imports: self.imports.clone(),
+            protected: protected.to_vec(),
+            exempt: exempt.to_vec(),
+            transport: self.transport.clone(),
+            ..Sidecar::default()
+        }
+    }
+}
+
+/// Where others of the cluster reach a node that listens.
+pub fn seed(address: IpAddr, port: u16, keys: [u8; 64]) -> PeerUrl {
+    PeerUrl { scheme: Scheme::Udp, host: address.to_string(), port, keys: Some(keys) }
+}
+
+/// Never imported, whoever signed it.
+pub fn is_never_imported(range: IpNet) -> bool {
+    let never = [
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "0.0.0.0/8",
+        "::1/128",
+        "fe80::/10",
+        "ff00::/8",
+    ];
+    range.prefix_len() == 0
+        || never
+            .iter()
+            .filter_map(|never| never.parse::<IpNet>().ok())
+            .any(|never| ranges::overlap(never, range))
+}
+
+fn cidr<T>(field: &str, text: &str) -> Result<T, Unusable>
+where
+    T: std::str::FromStr,
+    IpNet: From<T>,
+    T: Copy,
+{
+    let net: T = text
+        .parse()
+        .map_err(|_| Unusable(format!("{field} has {text:?}, which is no range of addresses")))?;
+    let whole = IpNet::from(net);
+    if whole.trunc() != whole {
+        return Err(Unusable(format!(
+            "{field} has {text}, which names one address of a range; write {}",
+            whole.trunc()
+        )));
+    }
+    Ok(net)
+}

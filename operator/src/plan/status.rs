@@ -1,0 +1,879 @@
+//! What people read: conditions with reasons, counters, events.
+//!
+//! Conditions follow the API conventions: all of them are there from the first visit on, each with the generation it is about; the
+//! time of a transition changes with the status alone. Reasons are a closed list ([`Reason`]); a message names the object and what to
+//! do. Nothing here changes only because time passes, so a status that is written does not call for the next one.
+
+use std::collections::BTreeSet;
+
+use crds::{
+    ConditionType, EasyNetworkStatus, EasyPeerStatus,
+    network::{AddressesStatus, AgentsStatus, Conflict, PeersStatus},
+    peer::PeerState,
+};
+use ipnet::IpNet;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use kube::ResourceExt;
+use wire::id::NodeId;
+
+use super::{
+    Credentials, Desired, Input, LocalRanges, Reported, agents, cni::Unclear, config::Common,
+    ranges,
+};
+use crate::{feed::MemberKey, index::Pod, ipam, names};
+
+/// A new leader hears of members as they connect again; so long it believes what was written last.
+pub const HEARING: i64 = 90;
+/// Names that a message lists; the rest is a number.
+const NAMED: usize = 3;
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
+        /// Why a condition is as it is: the closed list. Scripts and the documentation rely on the names.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $name,)*
+        }
+
+        impl Reason {
+            /// Every reason, with its documentation.
+            pub const ALL: &[(Self, &'static str)] = &[$((Self::$name, concat!($($doc),+)),)*];
+
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The object makes sense.
+    Accepted,
+    /// The object does not parse: it is from before its schema.
+    Malformed,
+    /// A field of the spec makes no sense; the message names it.
+    InvalidSpec,
+    /// An older EasyNetwork of this cluster has the port.
+    PortConflict,
+    /// An older EasyNetwork of this cluster has an overlapping range of addresses.
+    AddressRangeConflict,
+    /// Everything referred to is there.
+    ResolvedRefs,
+    /// The Secret with the network's keys is not there.
+    CredentialsMissing,
+    /// The Secret holds no keys.
+    CredentialsInvalid,
+    /// The secret in the Secret can be guessed.
+    CredentialsWeak,
+    /// The keys are being made.
+    CredentialsPending,
+    /// The keys are those of another network.
+    NetworkIDMismatch,
+    /// Every agent runs this generation.
+    Programmed,
+    /// Agents are on their way.
+    AgentsPending,
+    /// An agent's pod does not run.
+    AgentNotRunning,
+    /// An agent could not apply its configuration.
+    AgentFailed,
+    /// A node has no TUN device.
+    TunMissing,
+    /// The port is taken on a node.
+    PortTaken,
+    /// Something is wrong with a node; the message says what.
+    HostProblem,
+    /// It is not known which range of pods is a node's own.
+    PodRangeUnclear,
+    /// The Service of the feed has no address.
+    FeedMissing,
+    /// No node is selected.
+    NoNodes,
+    /// Members reach each other.
+    Connected,
+    /// There is only one member.
+    Alone,
+    /// A member reaches nobody.
+    MembersUnreachable,
+    /// Nothing is known yet.
+    Pending,
+    /// No address and no range is used twice.
+    NoConflict,
+    /// Another cluster has a better claim to a block of addresses.
+    BlockConflict,
+    /// No address of the range is left.
+    BlockExhausted,
+    /// A range of this cluster overlaps what another offers.
+    RangeOverlap,
+    /// Somebody offers what is never taken.
+    AnnouncementRefused,
+    /// All is well.
+    Ready,
+    /// Not accepted, hence not tried.
+    NotAccepted,
+    /// Work is being done.
+    Progressing,
+    /// There is nothing to do.
+    UpToDate,
+    /// Everything is being taken down.
+    Retiring,
+}
+
+/// What planning found; becomes conditions.
+#[derive(Debug, Default)]
+pub struct Findings {
+    rejection: Option<(Reason, String)>,
+    unresolved: Option<(Reason, String)>,
+    generating: bool,
+    unclear: Vec<(String, String)>,
+    addresses: AddressesStatus,
+    exhausted: BTreeSet<String>,
+    lost: Vec<(String, String)>,
+    exported: BTreeSet<IpNet>,
+    conflicts: Vec<Conflict>,
+    notices: Vec<Notice>,
+}
+
+/// An Event to be told, once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Notice {
+    pub about: About,
+    pub warning: bool,
+    pub reason: String,
+    pub message: String,
+}
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum About {
+    Network { name: String, uid: String },
+    Pod { namespace: String, name: String, uid: String },
+}
+
+impl Findings {
+    pub(super) fn new(rejection: Option<(Reason, String)>) -> Self {
+        Self { rejection, ..Self::default() }
+    }
+
+    pub(super) fn is_accepted(&self) -> bool {
+        self.rejection.is_none()
+    }
+
+    pub(super) fn credentials_pending(&mut self) {
+        self.generating = true;
+    }
+
+    pub(super) fn unresolved(&mut self, reason: Reason, message: String) {
+        self.unresolved = Some((reason, message));
+    }
+
+    pub(super) fn pod_range_unclear(&mut self, node: &str, why: &Unclear) {
+        self.unclear.push((node.to_owned(), why.to_string()));
+    }
+
+    /// A pod has the label, and no sidecar.
+    pub(super) fn not_injected(&mut self, pod: &Pod, allowed: bool) {
+        let message = if allowed {
+            "the pod has no sidecar: the webhook did not see it. Delete the pod, so that it is made anew".to_owned()
+        } else {
+            format!(
+                "the namespace {} may not have members of EasyNetwork {}: see spec.members.pods there",
+                pod.namespace, pod.network
+            )
+        };
+        let (namespace, name, uid) = (pod.namespace.clone(), pod.name.clone(), pod.uid.clone());
+        let about = About::Pod { namespace, name, uid };
+        let reason = "NotInjected".to_owned();
+        self.notices.push(Notice { about, warning: true, reason, message });
+    }
+
+    pub(super) fn allocated(&mut self, common: &Common, allocation: &ipam::Allocation) {
+        self.addresses = AddressesStatus {
+            ipv4_cidr: Some(common.range4.to_string()),
+            ipv6_cidr: self.addresses.ipv6_cidr.take(),
+            ipv4_blocks: allocation.blocks.keys().map(ToString::to_string).collect(),
+            allocated: u32::try_from(allocation.addresses.len()).unwrap_or(u32::MAX),
+        };
+        self.exhausted = allocation.exhausted.clone();
+        for (block, (cluster, _)) in &allocation.lost {
+            self.lost.push((block.to_string(), cluster.clone()));
+            self.conflicts.push(Conflict {
+                cidr: block.to_string(),
+                with: cluster.clone(),
+                remedy: None,
+            });
+        }
+    }
+
+    pub(super) fn exported(&mut self, exported: BTreeSet<IpNet>) {
+        self.exported = exported;
+    }
+
+    /// Compares what others offer with this cluster's own ranges, and finds the line that ends each conflict.
+    pub(super) fn overlaps(
+        &mut self,
+        common: &Common,
+        local: &LocalRanges,
+        foreign: &BTreeSet<(String, IpNet)>,
+    ) {
+        let mut used: Vec<IpNet> = local.all().collect();
+        used.extend(foreign.iter().map(|(_, net)| *net));
+        used.extend(common.exports.iter().flat_map(|(net, to)| [Some(*net), *to]).flatten());
+        used.push(common.range4.into());
+        for (cluster, offered) in foreign {
+            let Some(own) = local.all().find(|own| ranges::overlap(*own, *offered)) else {
+                continue;
+            };
+            let is_pods = local.pods.contains(&own);
+            let mapped = common.exports.iter().any(|(net, to)| to.is_some() && net.contains(&own));
+            let remedy = (is_pods && !mapped).then(|| {
+                let whole = cluster_wide(own, local);
+                let to = ranges::free_like(whole, &used)?;
+                used.push(to);
+                Some(format!("routing: {{exports: [{{cidr: {whole}, mapTo: {to}}}]}}"))
+            });
+            self.conflicts.push(Conflict {
+                cidr: offered.to_string(),
+                with: cluster.clone(),
+                remedy: remedy.flatten(),
+            });
+        }
+    }
+}
+
+/// The range of all nodes' pods, guessed from those there are: the /16 around, unless that has something else in it.
+fn cluster_wide(own: IpNet, local: &LocalRanges) -> IpNet {
+    let length = if own.addr().is_ipv4() { 16 } else { 48 };
+    if own.prefix_len() <= length {
+        return own;
+    }
+    let Ok(wide) = IpNet::new(own.addr(), length).map(|net| net.trunc()) else { return own };
+    let others = local.nodes.iter().chain(&local.services);
+    if others.into_iter().any(|other| ranges::overlap(*other, wide)) { own } else { wide }
+}
+
+/// How one condition stands.
+struct Verdict {
+    status: &'static str,
+    reason: Reason,
+    message: String,
+}
+
+fn verdict(status: &'static str, reason: Reason, message: impl Into<String>) -> Verdict {
+    Verdict { status, reason, message: message.into() }
+}
+
+/// Writes the statuses.
+pub(super) fn conclude(
+    input: &Input<'_>,
+    common: Option<&Common>,
+    findings: Findings,
+    desired: &mut Desired,
+) {
+    let members = Members::of(input, desired);
+    for (name, status) in members.statuses(input, common) {
+        desired.peer_status.insert(name, status);
+    }
+    if members.is_hearing {
+        let until = input.now + HEARING;
+        desired.next = Some(desired.next.map_or(until, |next| next.min(until)));
+    }
+
+    let accepted = match &findings.rejection {
+        Some((reason, message)) => verdict("False", *reason, message.clone()),
+        None => verdict("True", Reason::Accepted, "the object makes sense"),
+    };
+    let resolved = match &findings.unresolved {
+        Some((reason, message)) => verdict("False", *reason, message.clone()),
+        None if findings.generating => {
+            verdict("Unknown", Reason::CredentialsPending, "the network's keys are being made")
+        }
+        None => verdict("True", Reason::ResolvedRefs, "the network's keys are there"),
+    };
+    let goes_on = accepted.status == "True" && resolved.status == "True";
+    let blocked =
+        || verdict("Unknown", Reason::NotAccepted, "the network is not accepted as it is");
+    let programmed = if goes_on { programmed(input, &findings, &members) } else { blocked() };
+    let connected = if goes_on { members.connected() } else { blocked() };
+    let conflict_free = if goes_on { conflict_free(&findings, &members) } else { blocked() };
+    let ready = summary([&accepted, &resolved, &programmed, &connected, &conflict_free]);
+    let hopeless = [
+        Reason::AgentFailed,
+        Reason::AgentNotRunning,
+        Reason::TunMissing,
+        Reason::PortTaken,
+        Reason::HostProblem,
+        Reason::PodRangeUnclear,
+        Reason::FeedMissing,
+    ];
+    let stalled = if accepted.status == "False" {
+        verdict("True", accepted.reason, accepted.message.clone())
+    } else if resolved.status == "False" {
+        verdict("True", resolved.reason, resolved.message.clone())
+    } else if hopeless.contains(&programmed.reason) {
+        verdict("True", programmed.reason, programmed.message.clone())
+    } else {
+        verdict("False", Reason::UpToDate, "nobody's help is needed")
+    };
+    let reconciling = if input.retire {
+        verdict("True", Reason::Retiring, "everything is being taken down")
+    } else if stalled.status == "False" && programmed.status != "True" {
+        verdict("True", Reason::Progressing, programmed.message.clone())
+    } else {
+        verdict("False", Reason::UpToDate, "there is nothing to do")
+    };
+
+    let before = input.network.status.as_ref();
+    let previous = before.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let verdicts = [
+        (ConditionType::Accepted, accepted),
+        (ConditionType::ResolvedRefs, resolved),
+        (ConditionType::Programmed, programmed),
+        (ConditionType::Connected, connected),
+        (ConditionType::AddressConflictFree, conflict_free),
+        (ConditionType::Ready, ready),
+        (ConditionType::Reconciling, reconciling),
+        (ConditionType::Stalled, stalled),
+    ];
+    let generation = input.network.metadata.generation;
+    let conditions = verdicts.into_iter().map(|(kind, verdict)| {
+        condition(
+            kind.as_str(),
+            verdict.status,
+            verdict.reason.as_str(),
+            verdict.message,
+            generation,
+            previous,
+            input.now,
+        )
+    });
+    let mut addresses = findings.addresses;
+    let network_id = match input.credentials {
+        Credentials::Ready { network } => {
+            let ula = network.ula();
+            addresses.ipv6_cidr =
+                IpNet::new(ula.into(), 48).ok().map(|net| net.trunc().to_string());
+            Some(network.to_string())
+        }
+        Credentials::Absent | Credentials::Unusable { .. } => {
+            before.and_then(|status| status.network_id.clone())
+        }
+    };
+    let exported = ranges::summary(findings.exported);
+    let mut conflicts = findings.conflicts;
+    conflicts.sort_by(|a, b| (&a.with, &a.cidr).cmp(&(&b.with, &b.cidr)));
+    conflicts.truncate(16);
+    desired.status = EasyNetworkStatus {
+        network_id,
+        observed_generation: generation,
+        conditions: conditions.collect(),
+        addresses: goes_on.then_some(addresses),
+        agents: Some(members.agents),
+        peers: members.peers(),
+        exported: exported.iter().map(ToString::to_string).collect(),
+        conflicts,
+    };
+    desired.events.extend(findings.notices);
+}
+
+/// The status of an EasyNetwork that does not parse: all that can be said of it.
+pub fn malformed(
+    error: &str,
+    generation: Option<i64>,
+    previous: &[Condition],
+    now: i64,
+) -> EasyNetworkStatus {
+    let sentence = format!("the object does not parse and is left alone: {error}");
+    let conditions = ConditionType::ALL.into_iter().map(|kind| {
+        let (status, reason) = match kind {
+            ConditionType::Accepted | ConditionType::Ready => ("False", Reason::Malformed),
+            ConditionType::Stalled => ("True", Reason::Malformed),
+            ConditionType::Reconciling => ("False", Reason::UpToDate),
+            ConditionType::ResolvedRefs
+            | ConditionType::Programmed
+            | ConditionType::Connected
+            | ConditionType::AddressConflictFree => ("Unknown", Reason::NotAccepted),
+        };
+        condition(
+            kind.as_str(),
+            status,
+            reason.as_str(),
+            sentence.clone(),
+            generation,
+            previous,
+            now,
+        )
+    });
+    EasyNetworkStatus {
+        observed_generation: generation,
+        conditions: conditions.collect(),
+        ..EasyNetworkStatus::default()
+    }
+}
+
+/// Events for what changed between two statuses of a network.
+pub fn transitions(about: &About, before: &[Condition], after: &[Condition]) -> Vec<Notice> {
+    let told = [
+        ConditionType::Accepted,
+        ConditionType::ResolvedRefs,
+        ConditionType::AddressConflictFree,
+        ConditionType::Ready,
+    ];
+    let find = |all: &[Condition], kind: ConditionType| {
+        all.iter().find(|condition| condition.type_ == kind.as_str()).cloned()
+    };
+    let changed = told.into_iter().filter_map(|kind| {
+        let now = find(after, kind)?;
+        let was = find(before, kind);
+        let same =
+            was.as_ref().is_some_and(|was| was.status == now.status && was.reason == now.reason);
+        // That a new network is not ready yet, or has no conflict yet, is no news.
+        let expected = was.is_none() && (now.status != "False" || kind == ConditionType::Ready);
+        (!same && !expected && now.status != "Unknown").then(|| Notice {
+            about: about.clone(),
+            // Work in progress is no reason to wake anybody.
+            warning: now.status == "False" && now.reason != Reason::AgentsPending.as_str(),
+            reason: now.reason.clone(),
+            message: now.message,
+        })
+    });
+    let mut notices: Vec<Notice> = changed.collect();
+    // Ready repeats the first that is wrong.
+    notices.dedup_by(|a, b| a.reason == b.reason && a.message == b.message);
+    notices
+}
+
+fn condition(
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: String,
+    generation: Option<i64>,
+    previous: &[Condition],
+    now: i64,
+) -> Condition {
+    let before = previous.iter().find(|before| before.type_ == kind && before.status == status);
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: generation,
+        last_transition_time: before.map_or_else(
+            || Time(Timestamp::from_second(now).unwrap_or_default()),
+            |before| before.last_transition_time.clone(),
+        ),
+    }
+}
+
+/// The first that is not as it should be decides.
+fn summary(all: [&Verdict; 5]) -> Verdict {
+    let wrong = all.into_iter().find(|verdict| verdict.status == "False");
+    let open = || {
+        all.into_iter()
+            .find(|verdict| verdict.status == "Unknown" && verdict.reason != Reason::Alone)
+    };
+    match wrong.or_else(open) {
+        Some(first) => verdict("False", first.reason, first.message.clone()),
+        None => verdict("True", Reason::Ready, "the network does what it was asked to"),
+    }
+}
+
+fn programmed(input: &Input<'_>, findings: &Findings, members: &Members) -> Verdict {
+    let feed =
+        input.world.feed_services.get(&format!("{}/{}", input.install.namespace, names::FEED));
+    if feed.is_none_or(|feed| agents::feed_address(feed).is_none()) {
+        return verdict(
+            "False",
+            Reason::FeedMissing,
+            format!(
+                "the Service {} in the namespace {} has no ClusterIP; install the chart again",
+                names::FEED,
+                input.install.namespace
+            ),
+        );
+    }
+    if members.agents.desired == 0 {
+        return verdict("True", Reason::NoNodes, "no node is to have an agent");
+    }
+    let problems: Vec<&Problem> = members.problems.iter().collect();
+    if let Some(first) = problems.first() {
+        let same: Vec<String> = problems
+            .iter()
+            .filter(|problem| problem.reason == first.reason)
+            .map(|problem| format!("{}: {}", problem.node, problem.text))
+            .collect();
+        return verdict("False", first.reason, list(&same, "; "));
+    }
+    if let Some((node, why)) = findings.unclear.first() {
+        let more = findings.unclear.len() - 1;
+        let others = if more == 0 { String::new() } else { format!(" (and {more} more nodes)") };
+        return verdict("False", Reason::PodRangeUnclear, format!("node {node}{others}: {why}"));
+    }
+    let generation = input.network.metadata.generation.unwrap_or_default();
+    let AgentsStatus { desired, updated, .. } = members.agents;
+    if members.waiting.is_empty() {
+        return verdict(
+            "True",
+            Reason::Programmed,
+            format!("{updated} of {desired} nodes run generation {generation}"),
+        );
+    }
+    verdict(
+        "False",
+        Reason::AgentsPending,
+        format!(
+            "{updated} of {desired} nodes run generation {generation}; waiting for {}",
+            list(&members.waiting, ", ")
+        ),
+    )
+}
+
+fn conflict_free(findings: &Findings, members: &Members) -> Verdict {
+    if !findings.exhausted.is_empty() {
+        let count = findings.exhausted.len();
+        let range = findings.addresses.ipv4_cidr.clone().unwrap_or_default();
+        return verdict(
+            "False",
+            Reason::BlockExhausted,
+            format!(
+                "{count} members have no address, since every block of {range} is taken; only a new network can have a wider range"
+            ),
+        );
+    }
+    if let Some((block, cluster)) = findings.lost.first() {
+        return verdict(
+            "False",
+            Reason::BlockConflict,
+            format!(
+                "cluster {cluster} claimed {block} first; members of this cluster get other addresses within a minute"
+            ),
+        );
+    }
+    if let Some(conflict) = findings.conflicts.first() {
+        let Conflict { cidr, with, remedy } = conflict;
+        let what = match remedy {
+            Some(line) => format!("write here under spec: {line}"),
+            None => format!("map it in cluster {with}, with mapTo under spec.routing.exports"),
+        };
+        return verdict(
+            "False",
+            Reason::RangeOverlap,
+            format!(
+                "cluster {with} offers {cidr}, which this cluster uses itself, so neither reaches the other there; {what}"
+            ),
+        );
+    }
+    if let Some(sentence) = members.refused.first() {
+        let more = members.refused.len() - 1;
+        let others = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+        return verdict("False", Reason::AnnouncementRefused, format!("{sentence}{others}"));
+    }
+    verdict("True", Reason::NoConflict, "no address and no range is used twice")
+}
+
+struct Problem {
+    node: String,
+    reason: Reason,
+    text: String,
+}
+
+/// What members say, taken together.
+struct Members {
+    agents: AgentsStatus,
+    problems: Vec<Problem>,
+    /// Ready nodes whose agent does not run this yet.
+    waiting: Vec<String>,
+    refused: BTreeSet<String>,
+    reachable: u32,
+    unreachable: Vec<String>,
+    alone: u32,
+    total: u32,
+    direct: u32,
+    relayed: u32,
+    clusters: u32,
+    is_hearing: bool,
+}
+
+impl Members {
+    fn of(input: &Input<'_>, desired: &Desired) -> Self {
+        let mut members = Self {
+            agents: AgentsStatus::default(),
+            problems: Vec::new(),
+            waiting: Vec::new(),
+            refused: BTreeSet::new(),
+            reachable: 0,
+            unreachable: Vec::new(),
+            alone: 0,
+            total: 0,
+            direct: 0,
+            relayed: 0,
+            clusters: 0,
+            is_hearing: false,
+        };
+        let name = input.network.name_any();
+        for node in input.world.nodes.values().filter(|node| agents::selects(input.network, node)) {
+            members.agents.desired += 1;
+            let key = MemberKey::Node(node.name.clone());
+            let member = desired.members.get(&key);
+            let reported = input.reports.get(&key);
+            let recorded = input.world.peers.get(&names::node_peer(&name, &node.name));
+            let recorded = recorded.and_then(|peer| peer.status.as_ref());
+            let believed = recorded.and_then(|status| status.applied_revision);
+            let applied = match reported {
+                Some(reported) => reported.applied,
+                None if input.is_hearing() => {
+                    believed.and_then(|revision| u64::try_from(revision).ok())
+                }
+                None => None,
+            };
+            members.is_hearing |= reported.is_none() && believed.is_some() && input.is_hearing();
+            let updated = member.is_some_and(|member| applied == Some(member.revision));
+            members.agents.updated += u32::from(updated);
+            let ready = match reported {
+                Some(reported) => {
+                    reported.online && reported.status.as_ref().is_some_and(|status| status.ready)
+                }
+                None => {
+                    input.is_hearing()
+                        && recorded.is_some_and(|status| {
+                            matches!(status.state, Some(PeerState::Connected | PeerState::Alone))
+                        })
+                }
+            };
+            members.agents.ready += u32::from(ready);
+            let problem = problem(input, &name, &node.name, reported, member.map(|m| m.revision));
+            if let Some((reason, text)) = problem {
+                members.problems.push(Problem { node: node.name.clone(), reason, text });
+            } else if !updated && node.ready {
+                members.waiting.push(node.name.clone());
+            }
+        }
+        members.problems.sort_by(|a, b| (a.reason, &a.node).cmp(&(b.reason, &b.node)));
+        let mut clusters = BTreeSet::new();
+        for (key, reported) in input.reports {
+            let Some(status) = reported.status.as_ref().filter(|_| reported.online) else {
+                continue;
+            };
+            clusters.extend(status.clusters.iter().map(|cluster| cluster.name.clone()));
+            members.refused.extend(status.refused.iter().chain(&status.conflicts).cloned());
+            let peers = status.peers.unwrap_or_default();
+            match state(reported) {
+                PeerState::Connected => members.reachable += 1,
+                PeerState::Alone => members.alone += 1,
+                PeerState::Disconnected => members.unreachable.push(short_name(key)),
+                PeerState::Pending | PeerState::Lost => {}
+            }
+            members.total = members.total.max(status.members).max(peers.total + 1);
+            members.direct = members.direct.max(peers.direct);
+            members.relayed = members.relayed.max(peers.relayed);
+        }
+        clusters.insert(input.network.spec.cluster_name.clone());
+        members.clusters = u32::try_from(clusters.len()).unwrap_or(u32::MAX);
+        members
+    }
+
+    fn connected(&self) -> Verdict {
+        if !self.unreachable.is_empty() {
+            let all = list(&self.unreachable, ", ");
+            return verdict(
+                "False",
+                Reason::MembersUnreachable,
+                format!("{all} reach nobody; see `easynet doctor` there"),
+            );
+        }
+        if self.reachable > 0 {
+            return verdict("True", Reason::Connected, "members reach each other");
+        }
+        if self.alone > 0 {
+            return verdict(
+                "Unknown",
+                Reason::Alone,
+                "there is only one member; nobody else is known",
+            );
+        }
+        verdict("Unknown", Reason::Pending, "no member has said yet whom it reaches")
+    }
+
+    fn peers(&self) -> Option<PeersStatus> {
+        (self.total > 0).then_some(PeersStatus {
+            total: self.total,
+            direct: self.direct,
+            relayed: self.relayed,
+            clusters: self.clusters,
+        })
+    }
+
+    /// What each EasyPeer says of its member.
+    fn statuses(
+        &self,
+        input: &Input<'_>,
+        common: Option<&Common>,
+    ) -> Vec<(String, EasyPeerStatus)> {
+        let name = input.network.name_any();
+        let peers = input.world.peers.iter().filter(|(_, peer)| peer.spec.network == name);
+        let statuses = peers.filter_map(|(peer_name, peer)| {
+            let before = peer.status.clone().unwrap_or_default();
+            let key = match (&peer.spec.node_ref, &peer.spec.pod_ref, &peer.spec.external_name) {
+                (Some(node), _, _) => MemberKey::Node(node.name.clone()),
+                (_, Some(pod), _) => MemberKey::Pod {
+                    namespace: pod.namespace.clone(),
+                    name: pod.name.clone(),
+                    uid: pod.uid.clone(),
+                },
+                (_, _, external) => MemberKey::External(external.clone().unwrap_or_default()),
+            };
+            let status = match input.reports.get(&key) {
+                Some(reported) => peer_status(input, common, peer, reported, &before),
+                // Of a member that was never heard of there is nothing to say.
+                None if before.state.is_none() => return None,
+                None if input.is_hearing() || before.state == Some(PeerState::Pending) => before,
+                None => EasyPeerStatus { state: Some(PeerState::Lost), ..before },
+            };
+            Some((peer_name.clone(), status))
+        });
+        statuses.collect()
+    }
+}
+
+impl Input<'_> {
+    /// Whether members may not have had the time to connect to this operator.
+    fn is_hearing(&self) -> bool {
+        self.now < self.hearing_since + HEARING
+    }
+}
+
+fn peer_status(
+    input: &Input<'_>,
+    common: Option<&Common>,
+    peer: &crds::EasyPeer,
+    reported: &Reported,
+    before: &EasyPeerStatus,
+) -> EasyPeerStatus {
+    let status = reported.status.as_ref();
+    let peers = status.and_then(|status| status.peers);
+    let port = status
+        .and_then(|status| status.ports.first())
+        .and_then(|port| u16::try_from(*port).ok())
+        .or(common.map(|common| common.port));
+    let endpoint = reported
+        .from
+        .zip(port)
+        .map(|(address, port)| std::net::SocketAddr::new(address, port).to_string());
+    let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let conditions = conditions.iter().filter(|condition| !condition.kind.is_empty()).map(|said| {
+        let reason = if is_reason(&said.reason) { &said.reason } else { "HostProblem" };
+        let truth = if said.status { "True" } else { "False" };
+        condition(
+            &said.kind,
+            truth,
+            reason,
+            said.message.clone(),
+            peer.metadata.generation,
+            &before.conditions,
+            input.now,
+        )
+    });
+    EasyPeerStatus {
+        node_id: reported
+            .keys
+            .map(|keys| NodeId::of(&keys.sign).to_string())
+            .or_else(|| before.node_id.clone()),
+        applied_revision: reported
+            .applied
+            .and_then(|revision| i64::try_from(revision).ok())
+            .or(before.applied_revision),
+        applied_error: reported.failed.as_ref().map(|(_, error)| error.clone()),
+        endpoint: endpoint.or_else(|| before.endpoint.clone()),
+        state: Some(state(reported)),
+        direct: peers.map(|peers| peers.direct),
+        relayed: peers.map(|peers| peers.relayed),
+        version: Some(reported.version.clone()).filter(|version| !version.is_empty()),
+        conditions: conditions.collect(),
+        exported: peer
+            .spec
+            .exports
+            .iter()
+            .map(|export| export.map_to.clone().unwrap_or_else(|| export.cidr.clone()))
+            .collect(),
+    }
+}
+
+fn state(reported: &Reported) -> PeerState {
+    if !reported.online {
+        return PeerState::Lost;
+    }
+    let Some(status) = &reported.status else { return PeerState::Pending };
+    let peers = status.peers.unwrap_or_default();
+    if peers.direct + peers.relayed + peers.idle > 0 {
+        PeerState::Connected
+    } else if peers.total == 0 {
+        PeerState::Alone
+    } else if peers.connecting > 0 && peers.unreachable == 0 {
+        PeerState::Pending
+    } else {
+        PeerState::Disconnected
+    }
+}
+
+/// What keeps a node's agent from running what it should, if anything is known.
+fn problem(
+    input: &Input<'_>,
+    network: &str,
+    node: &str,
+    reported: Option<&Reported>,
+    revision: Option<u64>,
+) -> Option<(Reason, String)> {
+    if let Some(reported) = reported.filter(|reported| reported.online) {
+        if let Some((failed, error)) = &reported.failed
+            && Some(*failed) == revision
+        {
+            return Some((
+                Reason::AgentFailed,
+                format!("the agent could not apply its configuration: {error}"),
+            ));
+        }
+        let conditions = reported.status.as_ref().map(|status| status.conditions.as_slice());
+        let wrong = conditions.unwrap_or_default().iter().find(|condition| !condition.status)?;
+        let reason = match wrong.reason.as_str() {
+            "TunMissing" => Reason::TunMissing,
+            "PortTaken" => Reason::PortTaken,
+            _ => Reason::HostProblem,
+        };
+        return Some((reason, wrong.message.clone()));
+    }
+    let pods = input.world.agents.values().filter(|pod| pod.network == network && pod.node == node);
+    let (reason, message) = pods.filter_map(|pod| pod.trouble.as_ref()).next()?;
+    let message = if message.is_empty() { String::new() } else { format!(": {message}") };
+    Some((Reason::AgentNotRunning, format!("the agent's pod does not run, {reason}{message}")))
+}
+
+/// The API server takes reasons such as `TunMissing`.
+fn is_reason(text: &str) -> bool {
+    let mut chars = text.chars();
+    chars.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && text.len() <= 1024
+}
+
+fn short_name(key: &MemberKey) -> String {
+    match key {
+        MemberKey::Node(name) => format!("node {name}"),
+        MemberKey::Pod { namespace, name, .. } => format!("pod {namespace}/{name}"),
+        MemberKey::External(name) => name.clone(),
+    }
+}
+
+/// The first few, and how many more there are.
+fn list(all: &[String], separator: &str) -> String {
+    let shown = all.iter().take(NAMED).cloned().collect::<Vec<_>>().join(separator);
+    match all.len().saturating_sub(NAMED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
