@@ -47,7 +47,8 @@ async fn pods(client: &Client) -> BTreeMap<String, Vec<IpAddr>> {
             for pod in page {
                 let Some(node) = pod.spec.and_then(|spec| spec.node_name) else { continue };
                 let addresses = pod.status.and_then(|status| status.pod_ips).unwrap_or_default();
-                let parsed = addresses.iter().filter_map(|address| address.ip.parse::<IpAddr>().ok());
+                let parsed =
+                    addresses.iter().filter_map(|address| address.ip.parse::<IpAddr>().ok());
                 let known = found.entry(node).or_default();
                 known.extend(parsed);
                 known.sort();

@@ -130,7 +130,8 @@ where
             ..WatchParams::default()
         };
         loop {
-            let stream = match api::within(api::WITHIN, self.objects.watch(&params, &version)).await {
+            let stream = match api::within(api::WITHIN, self.objects.watch(&params, &version)).await
+            {
                 Ok(stream) => stream,
                 // The list is still good; only the connection is to be made again.
                 Err(failure) if !failure.is_expired() && !failure.is_forbidden() => {
@@ -184,10 +185,7 @@ where
         }
     }
 
-    async fn list(
-        &self,
-        pulse: &Pulse,
-    ) -> Result<(Vec<(String, Read<T>)>, String), Failure> {
+    async fn list(&self, pulse: &Pulse) -> Result<(Vec<(String, Read<T>)>, String), Failure> {
         let mut params = ListParams {
             label_selector: self.labels.clone(),
             field_selector: self.fields.clone(),

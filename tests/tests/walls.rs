@@ -44,8 +44,8 @@ fn imports_point_one_way() {
         ("operator", &["wire", "crds", "config", "session", "rpc", "task"]),
     ];
     let ours = [
-        "wire", "config", "crds", "session", "rpc", "task", "engine", "netio", "operator", "sidecar",
-        "tests",
+        "wire", "config", "crds", "session", "rpc", "task", "engine", "netio", "operator",
+        "sidecar", "tests",
     ];
     for (name, allowed) in allowed {
         let mut found = forbidden(&dependencies(name), &ours);

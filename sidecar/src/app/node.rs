@@ -31,7 +31,9 @@ use session::{identity::Identity, membership};
 use tokio::sync::{mpsc, oneshot};
 use wire::{endpoint::Transport, id::NodeKeys};
 
-use super::{aead, delivered::Delivered, give_back_code, lobby::Lobby, second_signal, stop_signal, unix_now};
+use super::{
+    aead, delivered::Delivered, give_back_code, lobby::Lobby, second_signal, stop_signal, unix_now,
+};
 use crate::{
     admin::{self, Answers, Desk, Order},
     args::Run,
