@@ -363,7 +363,7 @@ impl Pod {
         let conditions = status.conditions.unwrap_or_default();
         let containers = status.container_statuses.into_iter().flatten();
         let containers = containers.chain(status.init_container_statuses.into_iter().flatten());
-        let trouble = containers.filter_map(|container| {
+        let mut trouble = containers.filter_map(|container| {
             let waiting = container.state?.waiting?;
             let reason = waiting.reason?;
             let starting = ["ContainerCreating", "PodInitializing"].contains(&reason.as_str());
@@ -399,7 +399,7 @@ impl Pod {
                 .unwrap_or_default()
                 .iter()
                 .any(|container| container.name == SIDECAR_CONTAINER),
-            trouble: trouble.last().or(unscheduled),
+            trouble: trouble.next_back().or(unscheduled),
         }
     }
 }

@@ -130,10 +130,6 @@ impl std::fmt::Debug for Reconciler {
 }
 
 impl Reconciler {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one thing that this loop is connected to"
-    )]
     pub fn new(
         client: Client,
         install: Install,

@@ -673,6 +673,7 @@ fn live(live: &snapshot::Live) -> std::collections::BTreeMap<String, usize> {
         held_packets,
         lsas,
         indices,
+        short_ids,
         punches,
         pulls,
     } = *live;
@@ -684,6 +685,7 @@ fn live(live: &snapshot::Live) -> std::collections::BTreeMap<String, usize> {
         ("held_packets", held_packets),
         ("lsas", lsas),
         ("indices", indices),
+        ("short_ids", short_ids),
         ("punches", punches),
         ("pulls", pulls),
     ]

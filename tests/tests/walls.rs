@@ -207,7 +207,8 @@ fn offending_lines(
 /// The words of a line of code before a comment.
 fn words(line: &str) -> impl Iterator<Item = &str> {
     let code = line.split("//").next().unwrap_or_default();
-    code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
+    code.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-')
+        .filter(|word| !word.is_empty())
 }
 
 /// All Rust files below some folders of the repository.

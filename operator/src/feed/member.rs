@@ -251,7 +251,7 @@ mod tests {
     fn sent(holder: &mut Holder, table: &Table, now: u64) -> Desired {
         match holder.next(table, "prod", &key(), now) {
             Next::Send(desired) => *desired,
-            other => panic!("{other:?}"),
+            other @ (Next::Nothing | Next::Unknown | Next::Retire) => panic!("{other:?}"),
         }
     }
 
