@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod delivered;
 mod lobby;
 mod look;
 mod node;

@@ -5,13 +5,25 @@ use std::{io::Read, path::Path, str::FromStr};
 use clap::{ArgMatches, parser::ValueSource};
 use config::{Admin, Invalid, Origin, Partial, Secret, Settings, Sourced};
 
-use crate::{args::Run, error::Failure};
+use crate::{args::Run, error::Failure, source::FeedUrl};
 
 /// Merges a `run`'s sources. `matches` knows which of its values came from the environment.
 ///
 /// # Errors
 /// Everything that is wrong with the file, or the first thing that is with the rest; nothing was changed.
 pub fn merge(run: &Run, matches: &ArgMatches) -> Result<Settings, Failure> {
+    merge_delivered(run, matches, Partial::default())
+}
+
+/// The same over what a configuration server delivered.
+///
+/// # Errors
+/// As [`merge`].
+pub fn merge_delivered(
+    run: &Run,
+    matches: &ArgMatches,
+    delivered: Partial,
+) -> Result<Settings, Failure> {
     refuse(run)?;
     let file = match &run.config {
         Some(path) => read(path)?,
@@ -54,7 +66,7 @@ pub fn merge(run: &Run, matches: &ArgMatches) -> Result<Settings, Failure> {
     put!(admin_token_file, "admin_token_file", run.admin_token_file.clone().map(Some));
     put!(state_dir, "state_dir", run.state_dir.clone());
     put!(metrics, "metrics", run.metrics.map(Some));
-    let settings = flags.over(environment).over(file).settle();
+    let settings = flags.over(environment).over(file).over(delivered).settle();
     if let Admin::Tcp { .. } = settings.admin.value
         && settings.admin_token_file.value.is_none()
     {
@@ -142,13 +154,32 @@ fn refuse(run: &Run) -> Result<(), Failure> {
     if run.userspace {
         return Err(Failure::usage("--userspace is not there yet", "Run with a TUN device."));
     }
-    if run.config_server.is_some() || run.config_server_token_file.is_some() {
+    Ok(())
+}
+
+/// The configuration server to ask, if one is named.
+///
+/// # Errors
+/// When its URL is none, or a secret is named beside it: the server gives the keys.
+pub fn config_server(run: &Run) -> Result<Option<FeedUrl>, Failure> {
+    let Some(text) = &run.config_server else {
+        if run.config_server_token_file.is_some() {
+            return Err(Failure::usage(
+                "There is a token for a configuration server and no server",
+                "Name it by --config-server tcp://HOST:PORT/NETWORK?k=ROOT.",
+            ));
+        }
+        return Ok(None);
+    };
+    if run.secret_file.is_some() {
         return Err(Failure::usage(
-            "--config-server is not there yet",
-            "Give the configuration by --config FILE.",
+            "A node has its keys from the configuration server or from a secret, not from both",
+            "Leave out --secret-file or --config-server.",
         ));
     }
-    Ok(())
+    let url =
+        text.parse().map_err(|Invalid(why)| Failure::usage(why, "See `easynet run --help`."))?;
+    Ok(Some(url))
 }
 
 fn one<T: FromStr<Err = Invalid>>(text: Option<&str>) -> Result<Option<T>, Failure> {

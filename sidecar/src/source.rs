@@ -3,6 +3,7 @@
 //! ```text
 //! feed     keeps the session: dials, proves who the node is, takes what is delivered, tells how it is
 //! kept     what was delivered last, on disk: a node starts from it when no server answers
+//! report   looks how the node is
 //! confirm  takes a configuration back that cut the node off
 //! ```
 //! Keys, certificates and the network's records are applied as they come and never taken back; only the
@@ -11,6 +12,7 @@
 pub mod confirm;
 pub mod feed;
 pub mod kept;
+pub mod report;
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 

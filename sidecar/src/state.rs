@@ -102,6 +102,10 @@ impl State {
         Ok(Some(Self { dir: dir.to_owned(), kept, _lock: lock, warnings }))
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The node's identity; made at the first start.
     ///
     /// # Errors

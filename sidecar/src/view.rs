@@ -16,10 +16,13 @@ use netio::{
     udp::UdpSockets,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use wire::{
     endpoint::{Allocation, Behaviour, NatProfile, V6},
     id::NodeId,
 };
+
+use crate::source::feed::Health;
 
 /// Facts of the process that the engine does not know.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub struct Facts {
     pub started: Instant,
     pub started_at: SystemTime,
     pub source: String,
+    /// The session with the configuration server, if there is to be one.
+    pub server: Option<watch::Receiver<Health>>,
     pub applied: ArcSwap<Applied>,
     /// Chains of others that drop what is forwarded; `None` until looked at, or if that does not matter here.
     pub forward_drops: ArcSwap<Option<Vec<String>>>,
@@ -768,6 +773,7 @@ impl Facts {
                 conditions.push(condition("ForwardingOpen", false, "Dropped", message));
             }
         }
+        conditions.extend(self.configured());
         let offset = servers
             .iter()
             .filter_map(|server| server.clock_offset_s)
@@ -783,6 +789,19 @@ impl Facts {
             });
         }
         conditions
+    }
+
+    fn configured(&self) -> Option<Condition> {
+        let health = self.server.as_ref()?.borrow();
+        let kind = "ConfigServerReached";
+        Some(match (&health.member, &health.error) {
+            (Some(member), _) => {
+                let message = format!("The configuration server knows this node as {member}");
+                condition(kind, true, "Reached", message)
+            }
+            (None, Some(error)) => condition(kind, false, "NotReached", error.clone()),
+            (None, None) => condition(kind, false, "Dialling", "No answer yet"),
+        })
     }
 
     fn listening(&self) -> Condition {

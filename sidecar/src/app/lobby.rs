@@ -1,6 +1,6 @@
-//! What answers while no node runs: an agent that stands by, or one that has retired.
+//! What answers while no node runs: an agent that stands by, one that has retired, one that has no configuration yet.
 //!
-//! It says that it is ready, for there is nothing to wait for: a roll-out goes on when the successor says so. Its
+//! The first two say that they are ready, for there is nothing to wait for: a roll-out goes on when the successor says so. Its
 //! predecessor may still have the addresses; they are tried again until they are free.
 
 use std::{sync::Arc, time::Duration};
@@ -24,11 +24,17 @@ pub(super) struct Lobby {
 }
 
 impl Lobby {
-    pub(super) fn open(settings: &Settings, hostname: &str, reason: &str, message: &str) -> Self {
+    pub(super) fn open(
+        settings: &Settings,
+        hostname: &str,
+        is_ready: bool,
+        (reason, message): (&str, &str),
+    ) -> Self {
         let group = TaskGroup::new("lobby");
         let identity = state::read_identity(&settings.state_dir.value).ok().flatten();
         let node = identity.map(|identity| identity.node().to_string());
-        let status = Arc::new(Status::lobby(hostname.to_owned(), node, reason, message));
+        let status = Status::lobby(hostname.to_owned(), node, reason, message);
+        let status = Arc::new(Status { ready: is_ready, ..status });
         let (admin, token_file) =
             (settings.admin.value.clone(), settings.admin_token_file.value.clone());
         let own = group.clone();
@@ -45,7 +51,7 @@ impl Lobby {
         if let Some(addr) = settings.metrics.value {
             let own = group.clone();
             group.spawn_transient("lobby metrics", async move {
-                while metrics::listen_lobby(addr, true, &own).await.is_err() {
+                while metrics::listen_lobby(addr, is_ready, &own).await.is_err() {
                     tokio::time::sleep(RETRY).await;
                 }
                 Ok(())

@@ -26,17 +26,19 @@ use netio::{
     udp::UdpSockets,
     worker::{Plane, Worker, punt},
 };
+use rpc::feed::Desired;
 use session::{identity::Identity, membership};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use wire::{endpoint::Transport, id::NodeKeys};
 
-use super::{aead, lobby::Lobby, second_signal, stop_signal, unix_now};
+use super::{aead, delivered::Delivered, lobby::Lobby, second_signal, stop_signal, unix_now};
 use crate::{
     admin::{self, Answers, Desk, Order},
     args::Run,
     error::Failure,
     metrics::{self, Metrics},
     render, settings,
+    source::Standing,
     state::{self, State},
     view::{self, Applied, Facts, Listener, Start},
 };
@@ -52,6 +54,8 @@ const STANDBY_LOOK: Duration = Duration::from_millis(20);
 /// A predecessor that was killed has its ports and its TUN for a moment longer than its lock.
 const PREDECESSOR_GONE: Duration = Duration::from_secs(3);
 const PREDECESSOR_LOOK: Duration = Duration::from_millis(10);
+/// How often it is looked whether a configuration on trial cut the node off.
+const TRIAL_LOOK: Duration = Duration::from_secs(1);
 /// How often a TUN is tried that could not be had.
 const TUN_RETRY: Duration = Duration::from_secs(2);
 
@@ -62,13 +66,17 @@ pub(super) async fn run(
     run: Run,
     matches: clap::ArgMatches,
 ) -> Result<(), Failure> {
-    let Some(network) = settings.network.value.clone() else {
-        return Err(Failure::usage(
-            "No network is named",
-            "Give it by --network NAME, and its secret by --secret-file FILE.",
-        ));
+    let server = settings::config_server(&run)?;
+    let secret = match (&server, &settings.network.value) {
+        (Some(_), _) => None,
+        (None, None) => {
+            return Err(Failure::usage(
+                "No network is named",
+                "Give it by --network NAME, and its secret by --secret-file FILE.",
+            ));
+        }
+        (None, Some(_)) => Some(settings::secret(&settings)?),
     };
-    let secret = settings::secret(&settings)?;
     let token = settings.admin_token_file.value.as_deref().map(settings::token).transpose()?;
     let hostname = settings.hostname.value.clone().unwrap_or_else(machine_name);
     let mut state = if run.standby {
@@ -79,12 +87,25 @@ pub(super) async fn run(
     };
     let is_agent = run.standby;
     let lobby = settings.clone();
-    let start = Begin { settings, file, run, matches, network, secret, token, hostname };
+    let identity = Arc::new(state.identity()?);
+    let (settings, origin) = match (server, secret) {
+        (Some(url), _) => {
+            let here = (&settings, hostname.as_str());
+            let first = Delivered::first(url, &run, &state, &identity, here).await?;
+            let Some(delivered) = first else { return Ok(()) };
+            let settings = settings::merge_delivered(&run, &matches, delivered.partial())?;
+            (settings, Origin::Server(Box::new(delivered)))
+        }
+        (None, Some(secret)) => (settings, Origin::Secret(secret)),
+        (None, None) => return Ok(()),
+    };
+    let hostname = settings.hostname.value.clone().unwrap_or_else(machine_name);
+    let start = Begin { settings, file, run, matches, identity, origin, token, hostname };
     match start.run(&mut state).await? {
         Ending::Retired(hostname) if is_agent => {
             tracing::info!("Retired; waiting to be stopped");
             let message = "this agent has left for good and removed what it made";
-            let lobby = Lobby::open(&lobby, &hostname, "Retired", message);
+            let lobby = Lobby::open(&lobby, &hostname, true, ("Retired", message));
             stop_signal().await;
             lobby.close().await;
             Ok(())
@@ -101,7 +122,7 @@ async fn stand_by(settings: &Settings, hostname: &str) -> Result<Option<State>, 
     }
     tracing::info!("Standing by");
     let message = "this agent stands by while another one has the state directory";
-    let lobby = Lobby::open(settings, hostname, "Standby", message);
+    let lobby = Lobby::open(settings, hostname, true, ("Standby", message));
     let stop = stop_signal();
     tokio::pin!(stop);
     let outcome = loop {
@@ -132,30 +153,75 @@ struct Begin {
     file: Option<PathBuf>,
     run: Run,
     matches: clap::ArgMatches,
-    network: String,
-    secret: Secret,
+    identity: Arc<Identity>,
+    origin: Origin,
     token: Option<Secret>,
     hostname: String,
 }
 
+/// Where a node's membership comes from.
+enum Origin {
+    Secret(Secret),
+    Server(Box<Delivered>),
+}
+
+/// What makes the node a member.
+enum Member {
+    /// It issues its own certificate.
+    Secret(membership::Master),
+    Server(Box<Delivered>),
+}
+
+impl Member {
+    fn delivered(&mut self) -> Option<&mut Delivered> {
+        match self {
+            Self::Server(delivered) => Some(delivered),
+            Self::Secret(_) => None,
+        }
+    }
+
+    /// The server's revision that is in force.
+    fn revision(&self) -> Option<u64> {
+        match self {
+            Self::Server(delivered) => Some(delivered.revision()),
+            Self::Secret(_) => None,
+        }
+    }
+
+    /// Certificate and keys, and the records that the node spreads.
+    fn standing(&self, identity: &Identity, hostname: &str, capabilities: u32) -> Standing {
+        match self {
+            Self::Server(delivered) => delivered.standing.clone(),
+            Self::Secret(master) => Standing {
+                membership: Arc::new(master.membership(identity, hostname, capabilities)),
+                records: Vec::new(),
+            },
+        }
+    }
+}
+
 impl Begin {
     async fn run(self, state: &mut State) -> Result<Ending, Failure> {
-        let Self { settings, file, run, matches, network, secret, token, hostname } = self;
+        let Self { settings, file, run, matches, identity, origin, token, hostname } = self;
+        let network = settings.network.value.clone().unwrap_or_default();
         for warning in state.warnings.drain(..) {
             tracing::warn!("{warning}");
         }
-        let strength = membership::strength(secret.expose());
-        if strength < membership::WEAK_BITS {
-            tracing::warn!(
-                "The secret is weak (about {strength:.0} bits): make one with `easynet secret new`"
-            );
-        }
-        let identity = Arc::new(state.identity()?);
-        let master = state.master(&network, secret.expose());
-        drop(secret);
+        let member = match origin {
+            Origin::Server(delivered) => Member::Server(delivered),
+            Origin::Secret(secret) => {
+                let strength = membership::strength(secret.expose());
+                if strength < membership::WEAK_BITS {
+                    tracing::warn!(
+                        "The secret is weak (about {strength:.0} bits): make one with `easynet secret new`"
+                    );
+                }
+                Member::Secret(state.master(&network, secret.expose()))
+            }
+        };
         let unix = unix_now();
         let boot = state.boot(unix);
-        let config = translate(&settings, &identity, &master, state, &hostname, (boot, unix));
+        let config = translate(&settings, &identity, &member, state, &hostname, (boot, unix));
         let adopt = run.standby && !state.retired();
         state.set_retired(false).map_err(|error| {
             Failure::failed(format!("Cannot keep the state: {error}"), "Make room on the disk.")
@@ -233,10 +299,16 @@ impl Begin {
             sockets: Arc::clone(&sockets),
             started,
             started_at: SystemTime::now(),
-            source: file
-                .as_ref()
-                .map_or_else(|| "flags".to_owned(), |path| path.display().to_string()),
-            applied: ArcSwap::from_pointee(applied(&settings, 1)),
+            source: match (&member, &file) {
+                (Member::Server(_), _) => "server".to_owned(),
+                (Member::Secret(_), Some(path)) => path.display().to_string(),
+                (Member::Secret(_), None) => "flags".to_owned(),
+            },
+            server: match &member {
+                Member::Server(delivered) => Some(delivered.link.health.clone()),
+                Member::Secret(_) => None,
+            },
+            applied: ArcSwap::from_pointee(applied(&settings, member.revision().unwrap_or(1))),
             forward_drops: ArcSwap::from_pointee(None),
         });
         Worker::spawn(Arc::clone(&plane), 0, &group).map_err(|error| {
@@ -303,7 +375,7 @@ impl Begin {
             run,
             matches,
             identity,
-            master,
+            member,
             hostname,
             boot,
             unix,
@@ -312,6 +384,9 @@ impl Begin {
             facts,
         };
         announce(&answers, &group);
+        if let Member::Server(delivered) = &node.member {
+            delivered.report(answers, &group);
+        }
         if !node.settings.exports.value.is_empty() {
             watch_forwarding(&node.facts, &group);
         }
@@ -329,6 +404,9 @@ impl Begin {
             () = second_signal() => {}
         }
         own_plane.close();
+        if let Member::Server(delivered) = node.member {
+            delivered.close().await;
+        }
         match group.join(Duration::ZERO).await {
             Err(GroupFailure { first: Some((task, cause)), .. }) => Err(Failure::failed(
                 format!("{task} ended: {cause:?}"),
@@ -346,7 +424,7 @@ struct Node<'a> {
     run: Run,
     matches: clap::ArgMatches,
     identity: Arc<Identity>,
-    master: membership::Master,
+    member: Member,
     hostname: String,
     boot: u32,
     unix: u64,
@@ -371,8 +449,11 @@ impl Node<'_> {
             tokio::select! {
                 () = &mut stop => {
                     tracing::info!("Stopping");
-                    return false;
+                    return self.asked_to_retire().await;
                 }
+                word = heard(&mut self.member) => if self.obey(word).await {
+                    return true;
+                },
                 () = group.token().cancelled() => return false,
                 Some(persist) = persisted.recv() => self.state.set_claim(persist.claim),
                 // The asker may have gone; what was ordered stands.
@@ -398,10 +479,120 @@ impl Node<'_> {
         }
     }
 
+    /// At SIGTERM: whether the server wants everything removed that this node made.
+    async fn asked_to_retire(&mut self) -> bool {
+        let Some(delivered) = self.member.delivered() else { return false };
+        let retire = delivered.link.up.leaving().await;
+        if retire {
+            delivered.forget();
+            if let Err(error) = self.state.set_retired(true) {
+                tracing::warn!(%error, "Could not keep that this node retires");
+            }
+        }
+        retire
+    }
+
+    /// Does what the server said, or what follows from a trial; true if the node shall not come back.
+    async fn obey(&mut self, word: Word) -> bool {
+        match word {
+            Word::Desired(desired) => self.deliver(desired).await,
+            Word::Retire(kept) => match self.state.set_retired(true) {
+                Ok(()) => {
+                    if let Some(delivered) = self.member.delivered() {
+                        delivered.forget();
+                    }
+                    // The session may have ended in between; the server asks again.
+                    let _ = kept.send(());
+                    return true;
+                }
+                Err(error) => tracing::warn!(%error, "Could not keep that this node retires"),
+            },
+            Word::Look => {
+                let before = self.member.delivered().and_then(Delivered::look);
+                if let Some(partial) = before
+                    && let Ok(settings) =
+                        settings::merge_delivered(&self.run, &self.matches, partial)
+                {
+                    let revision = self.member.revision().unwrap_or_default();
+                    self.configure(settings, revision).await;
+                }
+            }
+        }
+        false
+    }
+
+    /// Applies what the server wants: the keys in any case, the configuration if all of it is valid and can change in a
+    /// running node.
+    async fn deliver(&mut self, desired: Arc<Desired>) {
+        let Some(delivered) = self.member.delivered() else { return };
+        let (partial, refused) = match delivered.read(&desired) {
+            Ok(read) => read,
+            Err(unfit) => return delivered.refused(desired.revision, unfit),
+        };
+        let next = match refused {
+            Some(why) => Err(why),
+            None => settings::merge_delivered(&self.run, &self.matches, partial.clone())
+                .map_err(|failure| failure.to_string())
+                .and_then(|next| self.can_become(&next).map(|()| next)),
+        };
+        let changed = next.as_ref().is_ok_and(|next| *next != self.settings);
+        let revision = match &next {
+            Ok(_) => desired.revision,
+            Err(_) => self.member.revision().unwrap_or_default(),
+        };
+        self.configure(next.as_ref().unwrap_or(&self.settings).clone(), revision).await;
+        let Some(delivered) = self.member.delivered() else { return };
+        match next {
+            Ok(_) => {
+                let is_new = desired.revision != delivered.revision();
+                if is_new {
+                    tracing::info!(revision = desired.revision, "The configuration is applied");
+                }
+                delivered.applied(desired, partial, changed);
+            }
+            Err(why) => delivered.refused(desired.revision, why),
+        }
+    }
+
+    /// Hands the engine this configuration, with the membership of now.
+    async fn configure(&mut self, next: Settings, revision: u64) {
+        let config = translate(
+            &next,
+            &self.identity,
+            &self.member,
+            self.state,
+            &self.hostname,
+            (self.boot, self.unix),
+        );
+        let command = Command::Configure {
+            config: Box::new(config),
+            names: names(&next),
+            translation: translation(&next),
+        };
+        if self.commands.send(command).await.is_err() {
+            return;
+        }
+        self.facts.applied.store(Arc::new(applied(&next, revision)));
+        self.settings = next;
+    }
+
     /// Reads the configuration again. Nothing is applied unless all of it is valid and can change in a running node.
     async fn reload(&mut self) -> Result<String, String> {
-        let next =
-            settings::merge(&self.run, &self.matches).map_err(|failure| failure.to_string())?;
+        let partial =
+            self.member.delivered().map(|delivered| delivered.partial()).unwrap_or_default();
+        let next = settings::merge_delivered(&self.run, &self.matches, partial)
+            .map_err(|failure| failure.to_string())?;
+        self.can_become(&next)?;
+        if next == self.settings {
+            return Ok("The configuration is the same".to_owned());
+        }
+        let revision = self.member.revision().unwrap_or(self.facts.applied().revision + 1);
+        self.configure(next, revision).await;
+        Ok(format!("The configuration is applied, as revision {revision}"))
+    }
+
+    /// Whether a running node can change to `next`.
+    fn can_become(&self, next: &Settings) -> Result<(), String> {
         let now = &self.settings;
         let fixed = [
             ("network.name", next.network.value == now.network.value),
@@ -422,27 +613,28 @@ impl Node<'_> {
                 changed.join(", ")
             ));
         }
-        if next == *now {
-            return Ok("The configuration is the same".to_owned());
-        }
-        let config = translate(
-            &next,
-            &self.identity,
-            &self.master,
-            self.state,
-            &self.hostname,
-            (self.boot, self.unix),
-        );
-        let command = Command::Configure {
-            config: Box::new(config),
-            names: names(&next),
-            translation: translation(&next),
-        };
-        self.commands.send(command).await.map_err(|_| "the node is shutting down".to_owned())?;
-        let revision = self.facts.applied().revision + 1;
-        self.facts.applied.store(Arc::new(applied(&next, revision)));
-        self.settings = next;
-        Ok(format!("The configuration is applied, as revision {revision}"))
+        Ok(())
+    }
+}
+
+/// Something that the server said, or time to look how a trial goes.
+enum Word {
+    Desired(Arc<Desired>),
+    Retire(oneshot::Sender<()>),
+    Look,
+}
+
+/// Waits for the server; for ever, if there is none. Cancelling it loses nothing.
+async fn heard(member: &mut Member) -> Word {
+    let Some(delivered) = member.delivered() else { return std::future::pending().await };
+    let link = &mut delivered.link;
+    tokio::select! {
+        Ok(()) = link.desired.changed() => match link.desired.borrow_and_update().clone() {
+            Some(desired) => Word::Desired(desired),
+            None => Word::Look,
+        },
+        Some(kept) = link.retire.recv() => Word::Retire(kept),
+        () = tokio::time::sleep(TRIAL_LOOK) => Word::Look,
     }
 }
 
@@ -479,16 +671,18 @@ async fn stop(group: &TaskGroup, links: &TaskGroup, tunnels: &Tunnels) {
 fn translate(
     settings: &Settings,
     identity: &Arc<Identity>,
-    master: &membership::Master,
+    member: &Member,
     state: &State,
     hostname: &str,
     (boot, unix): (u32, u64),
 ) -> Config {
     let capabilities =
         if settings.transit.value { wire::certificate::CAPABILITY_TRANSIT } else { 0 };
+    let Standing { membership, records } = member.standing(identity, hostname, capabilities);
     Config {
         identity: Arc::clone(identity),
-        membership: Arc::new(master.membership(identity, hostname, capabilities)),
+        membership,
+        records,
         boot,
         hostname: hostname.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -516,7 +710,6 @@ fn translate(
             ImportMode::None => Imports::None,
         },
         protected: settings.protected.value.clone(),
-        records: Vec::new(),
         bootstrap: settings
             .peers
             .value

@@ -136,7 +136,10 @@ fn transitions(events: &[Recorded], before: Option<&Status>, now: &Status) -> Ve
         transitions.push(Transition { at_ms, kind: kind.to_owned(), message });
     };
     if before.map(|before| before.ready) != Some(now.ready) {
-        turned("ready", if now.ready { "The node is ready" } else { "The node is not ready" }.into());
+        turned(
+            "ready",
+            if now.ready { "The node is ready" } else { "The node is not ready" }.into(),
+        );
     }
     for condition in &now.conditions {
         let known = before
