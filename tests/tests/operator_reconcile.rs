@@ -2,7 +2,7 @@
 //!
 //! Agents are simulated: the product's own session with the feed, with tokens that the API server gave for pods of the DaemonSet.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 use std::{
     collections::BTreeMap,
@@ -116,7 +116,7 @@ async fn a_network_becomes_what_its_nodes_need_and_a_quiet_cluster_costs_nothing
     for agent in &mut agents {
         let desired = agent.wait_for(|desired| desired.sidecar.contains("1400")).await;
         println!("change → delivered {:?}", changed.elapsed());
-        agent.run(&desired).await;
+        agent.run(&desired);
     }
     bed.wait("the generation", || async {
         let network = bed.network().await;
@@ -613,9 +613,9 @@ impl Agent {
     /// Applies whatever is delivered until it is what the others' keys make of it.
     async fn run_what_is_delivered(&mut self) {
         let first = self.desired().await;
-        self.run(&first).await;
+        self.run(&first);
         let seeded = self.wait_for(|desired| desired.sidecar.contains("udp://192.0.2.")).await;
-        self.run(&seeded).await;
+        self.run(&seeded);
         self.link.up.status(Status {
             revision: seeded.revision,
             ready: true,
@@ -626,7 +626,7 @@ impl Agent {
         });
     }
 
-    async fn run(&mut self, desired: &rpc::feed::Desired) {
+    fn run(&mut self, desired: &rpc::feed::Desired) {
         config::parse_delivered(&desired.sidecar).expect("a valid configuration");
         self.link.up.applied(Applied { revision: desired.revision, ..Applied::default() });
     }

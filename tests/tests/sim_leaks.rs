@@ -48,9 +48,12 @@ fn a_thousand_peers_come_and_go_and_nothing_of_them_is_left() {
     assert_eq!(after, before, "what there was before, and what is left");
 }
 
+/// What lives in the members, with the sizes of their tables, and in the servers.
+type Census = (Vec<(Live, [usize; 5])>, Vec<Counts>);
+
 /// The least of everything over some minutes, in which keys change.
-fn least(mesh: &mut Mesh) -> (Vec<(Live, [usize; 5])>, Vec<Counts>) {
-    let mut least: Option<(Vec<(Live, [usize; 5])>, Vec<Counts>)> = None;
+fn least(mesh: &mut Mesh) -> Census {
+    let mut least: Option<Census> = None;
     for _ in 0..60 {
         mesh.run_for(5.s());
         let members = [0, 1].map(|number| {

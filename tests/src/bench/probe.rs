@@ -55,7 +55,7 @@ pub fn first_answer(
     command: &str,
     log: &std::path::Path,
 ) -> Result<Duration, String> {
-    let program = std::env::current_exe().expect("the path of this program");
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let command = command.replace('"', "\\\"");
     let script = format!("env {TARGET}={target} {COMMAND}=\"{command}\" {}", program.display());
     let _ = host.spawn(&script, log).wait();
