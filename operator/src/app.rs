@@ -6,7 +6,8 @@
 //! | `index` | the [`Index`] | changes that watches send |
 //! | `lease` | the [`Candidate`](crate::lease::Candidate) | timers |
 //! | `http` | a listener | connections |
-//! | `leader` | the group of what only a leader runs: `reconcile`, `feed` | leadership |
+//! | `webhook` | a listener | connections, another certificate |
+//! | `leader` | the group of what only a leader runs: `reconcile`, `feed`, `webhook certificate` | leadership |
 //!
 //! On SIGTERM: unready → the leader's group ends → the lease is given back → the rest. A queue: changes of the watches
 //! ([`CHANGES`], the watches wait), reports of the feed (coalesced per member), the world and the table (the latest wins).
@@ -53,6 +54,7 @@ use crate::{
     reconcile::{Inputs, Reconciler},
     retire, telemetry,
     watch::{self as follow, Pulse, Source},
+    webhook,
 };
 
 /// Changes on their way from the watches to the index; with more, the watches wait.
@@ -203,6 +205,10 @@ pub async fn operate(
     drop(changes_tx);
     group.spawn("index", keep_index(changes, world_tx));
 
+    if let Some(listen) = options.webhook_listen {
+        group.spawn("webhook", webhook::serve::run(listen, answering(&options, &world, &metrics)));
+    }
+
     let leases = TaskGroup::new("lease");
     let (leadership_tx, mut leadership) = watch::channel(Leadership::Unknown);
     let (retire_tx, retiring) = watch::channel(false);
@@ -300,6 +306,10 @@ fn lead(group: &TaskGroup, parts: Parts<'_>) {
         (options.image.clone(), options.image_pull_policy.as_str().to_owned());
     let (advertise, listen) = (options.advertise, options.feed_listen);
     let Parts { client, metrics, world, retiring, mut rng, .. } = parts;
+    if options.webhook_listen.is_some() {
+        let rotating = webhook::rotate::run(client.clone(), namespace.clone());
+        group.spawn("webhook certificate", rotating);
+    }
     let inner = group.clone();
     group.spawn("reconcile", async move {
         let address = match advertise {
@@ -332,6 +342,26 @@ fn lead(group: &TaskGroup, parts: Parts<'_>) {
             .run(inputs, token)
             .await
     });
+}
+
+/// What the webhook's answers depend on.
+fn answering(
+    options: &Run,
+    world: &watch::Receiver<Arc<World>>,
+    metrics: &Metrics,
+) -> webhook::serve::Answering {
+    let settings = webhook::inject::Settings {
+        namespace: options.place.namespace.clone(),
+        image: options.image.clone(),
+        pull_policy: options.image_pull_policy.as_str().to_owned(),
+        default_pod_security: options.default_pod_security,
+    };
+    let metrics = metrics.clone();
+    webhook::serve::Answering {
+        world: world.clone(),
+        settings: Arc::new(settings),
+        observe: Arc::new(move |outcome, took| metrics.answered(outcome, took)),
+    }
 }
 
 /// The address of the pod that this process runs in.

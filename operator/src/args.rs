@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::webhook::inject::PodSecurity;
+
 const AFTER: &str = "\
 A network, and a second cluster in it:
   a$ helm install easynet charts/easynet -n easynet-system --create-namespace
@@ -59,6 +61,9 @@ pub struct Run {
     /// Where the API server asks whether a pod gets a sidecar; without it no pod does
     #[arg(long, value_name = "HOST:PORT")]
     pub webhook_listen: Option<SocketAddr>,
+    /// What the cluster enforces in namespaces without a Pod Security label
+    #[arg(long, default_value = "privileged", value_name = "LEVEL")]
+    pub default_pod_security: PodSecurity,
     /// Where to answer /metrics, /livez and /readyz
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "HOST:PORT")]
     pub metrics: SocketAddr,

@@ -31,3 +31,4 @@ pub mod retire;
 pub mod status;
 pub mod telemetry;
 pub mod watch;
+pub mod webhook;

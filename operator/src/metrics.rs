@@ -31,6 +31,11 @@ struct WriteLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct QueueLabel {
     queue: &'static str,
 }
@@ -50,6 +55,7 @@ struct VerbLabel {
 pub struct Metrics {
     passes: Histogram,
     writes: Family<WriteLabels, Counter>,
+    answers: Family<OutcomeLabel, Histogram>,
     queues: Family<QueueLabel, Gauge>,
     networks: Gauge,
     members: Gauge,
@@ -77,6 +83,16 @@ impl Metrics {
         );
         let writes: Family<WriteLabels, Counter> = writes;
         registry.register("writes", "Writes to the API server by kind and outcome", writes.clone());
+        let answers: Family<OutcomeLabel, Histogram> = Family::new_with_constructor(|| {
+            // 50 µs to 200 ms.
+            Histogram::new(exponential_buckets(0.000_05, 4.0, 7))
+        });
+        registry.register_with_unit(
+            "webhook",
+            "Time to answer about a pod, by what became of it",
+            Unit::Seconds,
+            answers.clone(),
+        );
         let queues: Family<QueueLabel, Gauge> = queues;
         registry.register("queue_length", "Writes that wait", queues.clone());
         registry.register("networks", "EasyNetworks that the feed delivers", networks.clone());
@@ -85,6 +101,7 @@ impl Metrics {
         Self {
             passes,
             writes,
+            answers,
             queues,
             networks,
             members,
@@ -98,6 +115,11 @@ impl Metrics {
 
     pub fn passed(&self, took: Duration) {
         self.passes.observe(took.as_secs_f64());
+    }
+
+    /// Counts an answer of the webhook.
+    pub fn answered(&self, outcome: &'static str, took: Duration) {
+        self.answers.get_or_create(&OutcomeLabel { outcome }).observe(took.as_secs_f64());
     }
 
     pub fn wrote(&self, target: Target, outcome: &'static str) {

@@ -318,6 +318,20 @@ fn alerts_and_dashboards_ask_for_metrics_that_exist() {
 }
 
 #[test]
+fn the_documentation_knows_every_reason() {
+    let page = |name: &str| fs::read_to_string(root().join("docs/kubernetes").join(name)).unwrap();
+    let troubleshooting = page("troubleshooting.md");
+    for (reason, _) in operator::plan::status::Reason::ALL {
+        let row = format!("| `{}` |", reason.as_str());
+        assert!(troubleshooting.contains(&row), "no row {row}");
+    }
+    let pods = page("pods.md");
+    for reason in operator::webhook::inject::Refusal::REASONS {
+        assert!(pods.contains(&format!("| `{reason}` |")), "no row {reason}");
+    }
+}
+
+#[test]
 fn every_object_has_the_standard_labels() {
     for object in render(ALL, &[MONITORING, OPENSHIFT]).unwrap() {
         let labels = &object["metadata"]["labels"];
