@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TOOLS := cc:gcc ip:iproute2 bridge:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntrack:conntrack tc:iproute2
 
-.PHONY: demo demo-mesh test lint bench chart prepare prepare-kube root build build-release clean
+.PHONY: demo demo-mesh test lint bench image chart prepare prepare-kube root build build-release clean
 
 ## demo: the main job on this machine, in network namespaces of its own, explained line by line
 demo: demo-mesh
@@ -25,6 +25,16 @@ lint:
 ## bench: the targets of docs/performance.md, side by side with raw veth in one run
 bench: root prepare build-release
 	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/bench
+
+## image: dist/easynet-image.tar, a docker-archive named easynet:dev, and into a container engine if one answers
+image: STATIC := $(shell uname -m)-unknown-linux-gnu
+image:
+	@tests/scripts/prepare cc:gcc nft:nftables readelf:binutils
+	@echo "building static binaries (the first time takes some minutes)"
+	@RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile dist --target $(STATIC) -p sidecar -p operator --bins
+	@image/root target/$(STATIC)/dist dist/root
+	@image/pack dist/root easynet:dev dist/easynet-image.tar
+	@image/load dist/easynet-image.tar
 
 ## chart: dist/easynet-VERSION.tgz, for helm install
 chart:
