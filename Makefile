@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TOOLS := cc:gcc ip:iproute2 bridge:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntrack:conntrack tc:iproute2
 
-.PHONY: demo demo-mesh test lint bench image chart prepare prepare-kube root build build-release clean
+.PHONY: demo demo-clusters demo-mesh test lint bench image chart prepare prepare-kube root build build-release clean
 
 ## demo: the main job on this machine, in network namespaces of its own, explained line by line
 demo: demo-mesh
@@ -11,6 +11,11 @@ demo: demo-mesh
 ## demo-mesh: two sites behind NATs and a public server become one network, and what happens to it
 demo-mesh: root prepare build-release
 	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/demo
+
+## demo-clusters: two Kubernetes clusters behind NATs become one network by helm install, kubectl apply and join
+demo-clusters: root prepare image
+	$(CARGO) build --release -p sidecar -p tests --bins
+	@EASYNET_BIN=$(CURDIR)/target/release/easynet EASYNET_IMAGE_ARCHIVE=$(CURDIR)/dist/easynet-image.tar target/release/demo_clusters
 
 ## test: everything there is, in about a quarter of an hour on two cores
 test: root prepare prepare-kube lint build

@@ -7,5 +7,6 @@ pub mod dataplane;
 pub mod fuzz;
 pub mod kubetools;
 pub mod lab;
+pub mod narrate;
 pub mod sim;
 pub mod stranger;

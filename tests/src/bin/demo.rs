@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tests::lab::{Homes, Host, Lab, Nat, Node, homes::MOMENT, node};
+use tests::{
+    lab::{Homes, Host, Lab, Nat, Node, homes::MOMENT, node},
+    narrate::{command, say, show, title},
+};
 
 fn main() -> ExitCode {
     if let Err(why) = Lab::is_possible() {
@@ -223,24 +226,6 @@ fn fields(event: &serde_json::Value) -> String {
         .map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default()))
         .collect();
     words.join(" ")
-}
-
-fn title(text: &str) {
-    println!("\n━━ {text} {}", "━".repeat(96usize.saturating_sub(text.chars().count())));
-}
-
-fn say(text: &str) {
-    println!("  {text}");
-}
-
-fn command(host: &str, command: &str) {
-    println!("\n  {host} $ {command}");
-}
-
-fn show(output: &str) {
-    for line in output.lines() {
-        println!("  {line}");
-    }
 }
 
 fn round(time: Duration) -> Duration {
