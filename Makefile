@@ -1,7 +1,7 @@
 # What README and CI call. Each target installs what it lacks from the package registries and says so.
 
 CARGO ?= cargo
-TOOLS := cc:gcc ip:iproute2 bridge:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntrack:conntrack tc:iproute2
+TOOLS := cc:gcc ip:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntrack:conntrack tc:iproute2
 
 .PHONY: demo demo-clusters demo-mesh test lint bench image chart prepare prepare-kube root build build-release clean
 

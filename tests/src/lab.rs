@@ -469,15 +469,6 @@ impl Host {
         self.run("for dev in eth0 wan0; do ip -4 addr flush dev $dev 2>/dev/null || true; done");
     }
 
-    /// Parts the host from its neighbours: what it says reaches the router alone.
-    pub fn isolate(&self, site: &Site) {
-        let peer = self.run("cat /sys/class/net/eth0/iflink");
-        let name = site
-            .router
-            .run(&format!("ip -o link | grep ^{}: | cut -d: -f2 | cut -d@ -f1", peer.trim()));
-        site.router.run(&format!("bridge link set dev {} isolated on", name.trim()));
-    }
-
     /// Runs a shell command on the host.
     ///
     /// # Panics
