@@ -106,6 +106,28 @@ fn a_server_that_restarts_costs_those_who_talk_a_moment() {
 }
 
 #[test]
+fn a_server_that_is_told_to_stop_and_comes_back_costs_a_moment() {
+    let mut lab = Lab::new();
+    let relay = lab.public_host("relay");
+    let (host_a, host_b) = (lab.public_host("a"), lab.public_host("b"));
+    let (mut server, url) = node::server(&mut lab, &relay, "server", "");
+    let a = Node::start(&lab, &host_a, "a", &[&url], "--p2p relay-only");
+    let b = Node::start(&lab, &host_b, "b", &[&url], "--p2p relay-only");
+    meet(&[&a, &b]);
+    let target = b.ipv4();
+    assert_eq!(host_a.ping(&target, 3, Duration::from_millis(50)).lost(), 0);
+
+    assert_eq!(server.stop(), Some(0));
+    let (again, _) = node::server(&mut lab, &relay, "server", "");
+    let interval = Duration::from_millis(50);
+    let ping = host_a.ping(&target, 100, interval);
+
+    let gap = ping.longest_gap(interval);
+    assert!(gap < Duration::from_secs(3), "{gap:?} without an answer: {}", a.json("events"));
+    assert_eq!(ping.answers.last().map(|(seq, _)| *seq), Some(100), "{}", again.log());
+}
+
+#[test]
 fn members_that_carry_for_others_replace_a_server() {
     let mut lab = Lab::new();
     let middle = lab.public_host("m");

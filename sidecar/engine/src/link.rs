@@ -47,6 +47,11 @@ impl Link {
         self.up
     }
 
+    /// Hellos in a row without an answer.
+    pub fn missed(&self) -> u32 {
+        self.missed
+    }
+
     pub fn rtt(&self) -> Option<Duration> {
         self.rtt
     }

@@ -422,6 +422,14 @@ impl Engine {
         }
         match due {
             Some(Due::Hello { seq }) => {
+                let missed = self
+                    .links
+                    .get(&node)
+                    .is_some_and(|adjacency| adjacency.server && adjacency.link.missed() > 0);
+                if missed {
+                    // It may have restarted; the hellos go on meanwhile.
+                    self.initiate(node, now);
+                }
                 let hello = Hello { seq, sent_us: self.micros(now), ..Hello::default() };
                 self.send_control(node, Body::Hello(hello), now);
             }
@@ -526,6 +534,9 @@ impl Engine {
             "The public server is going away",
         ));
         self.link_down(node, "it is going away", now);
+        // It may be back soon, and then knows nothing of this session.
+        self.drop_peer_sessions(node, now);
+        self.reconnect(node, now);
     }
 
     /// Links over which routes may lead.
