@@ -7,6 +7,7 @@
 //! | [`stage`] | two nodes with a veth between, or with a relay between |
 //! | [`carry`] | rows about carrying packets: throughput, CPU, round trips, memory, relay, TCP carrier |
 //! | [`reach`] | rows about reaching somebody: start, direct path, death of a path |
+//! | [`scale`] | rows about many nodes, in the simulator |
 //! | [`probe`] | what runs inside a namespace: this program again, in another role |
 //! | [`report`] | the table |
 //!
@@ -18,6 +19,7 @@ pub mod load;
 pub mod probe;
 pub mod reach;
 pub mod report;
+pub mod scale;
 pub mod stage;
 
 use std::{
@@ -39,6 +41,8 @@ pub struct Effort {
     pub seconds: u32,
     /// Meetings of two nodes behind NATs.
     pub meetings: u32,
+    /// Of the simulated network.
+    pub nodes: usize,
 }
 
 /// A run of the bench: what is wanted and what was found.
@@ -65,6 +69,7 @@ impl Bench {
         reach::start(&mut self);
         reach::direct_path(&mut self);
         reach::failover(&mut self);
+        scale::many(&mut self);
         self.report.took = self.started.elapsed();
         self.report
     }

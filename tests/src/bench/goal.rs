@@ -18,6 +18,10 @@ pub enum Row {
     DirectMedian,
     DirectTail,
     Failover,
+    SimRest,
+    SimChurn,
+    SimConvergence,
+    SimMemory,
 }
 
 /// A bound on a figure.
@@ -35,6 +39,7 @@ pub enum Unit {
     Ratio,
     Millis,
     Megabytes,
+    BytesPerSecond,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +50,7 @@ pub enum Verdict {
 }
 
 impl Row {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::TcpOneCpu,
         Self::CpuOneCpu,
         Self::TcpTwoCpus,
@@ -61,6 +66,10 @@ impl Row {
         Self::DirectMedian,
         Self::DirectTail,
         Self::Failover,
+        Self::SimRest,
+        Self::SimChurn,
+        Self::SimConvergence,
+        Self::SimMemory,
     ];
 
     /// What `--only` takes.
@@ -81,6 +90,10 @@ impl Row {
             Self::DirectMedian => "direct-p50",
             Self::DirectTail => "direct-p95",
             Self::Failover => "failover",
+            Self::SimRest => "sim-rest",
+            Self::SimChurn => "sim-churn",
+            Self::SimConvergence => "sim-convergence",
+            Self::SimMemory => "sim-memory",
         }
     }
 
@@ -110,6 +123,10 @@ impl Row {
             Self::DirectMedian => "direct path, EIM x EIM, p50",
             Self::DirectTail => "direct path, EIM x EIM, p95",
             Self::Failover => "failover of a dead path, worst",
+            Self::SimRest => "control bytes per node at rest",
+            Self::SimChurn => "control bytes per node at 1 %/min churn",
+            Self::SimConvergence => "a dead node's prefixes converge, p99",
+            Self::SimMemory => "memory per node of a large network",
         }
     }
 
@@ -127,8 +144,10 @@ impl Row {
             | Self::Start
             | Self::DirectMedian
             | Self::DirectTail
-            | Self::Failover => Unit::Millis,
-            Self::RssIdle | Self::RssPeak => Unit::Megabytes,
+            | Self::Failover
+            | Self::SimConvergence => Unit::Millis,
+            Self::RssIdle | Self::RssPeak | Self::SimMemory => Unit::Megabytes,
+            Self::SimRest | Self::SimChurn => Unit::BytesPerSecond,
         }
     }
 
@@ -149,6 +168,10 @@ impl Row {
             Self::DirectMedian => Goal::AtMost(250.0),
             Self::DirectTail => Goal::AtMost(600.0),
             Self::Failover => Goal::Below(700.0),
+            Self::SimRest => Goal::AtMost(1000.0),
+            Self::SimChurn => Goal::AtMost(6000.0),
+            Self::SimConvergence => Goal::AtMost(2000.0),
+            Self::SimMemory => Goal::AtMost(10.0),
         }
     }
 
@@ -167,7 +190,11 @@ impl Row {
             Self::Start => Goal::AtMost(85.0),
             Self::DirectMedian => Goal::AtMost(180.0),
             Self::Failover => Goal::Below(400.0),
-            Self::RelayRtt | Self::DirectTail => return None,
+            Self::SimRest => Goal::AtMost(750.0),
+            Self::SimChurn => Goal::AtMost(3000.0),
+            Self::RelayRtt | Self::DirectTail | Self::SimConvergence | Self::SimMemory => {
+                return None;
+            }
         })
     }
 
@@ -193,6 +220,7 @@ impl Row {
             Unit::Millis if value < 10.0 => format!("{value:.2} {}", unit.as_str()),
             Unit::Millis => format!("{value:.0} {}", unit.as_str()),
             Unit::Megabytes => format!("{value:.1} {}", unit.as_str()),
+            Unit::BytesPerSecond => format!("{value:.0} {}", unit.as_str()),
         }
     }
 }
@@ -222,6 +250,7 @@ impl Unit {
             Self::Ratio => "x raw",
             Self::Millis => "ms",
             Self::Megabytes => "MB",
+            Self::BytesPerSecond => "B/s",
         }
     }
 }

@@ -21,6 +21,8 @@ Rows:
   start                        from the start of a node to the first answer
   direct-p50 direct-p95        from the first packet to the direct path through two NATs
   failover                     outage when a direct path dies
+  sim-rest sim-churn           what a simulated network of 5,000 costs each node
+  sim-convergence sim-memory
 
 Examples:
   make bench
@@ -46,6 +48,9 @@ struct Args {
     /// Meetings of two nodes behind NATs
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
     meetings: u32,
+    /// Nodes of the simulated network
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(100..=50_000), value_name = "N")]
+    nodes: u32,
     /// Form of the output
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -81,7 +86,12 @@ fn main() -> ExitCode {
     }
     clean_up_when_stopped();
 
-    let effort = Effort { rounds: args.rounds, seconds: args.seconds, meetings: args.meetings };
+    let effort = Effort {
+        rounds: args.rounds,
+        seconds: args.seconds,
+        meetings: args.meetings,
+        nodes: args.nodes as usize,
+    };
     let report = Bench::new(effort, wanted).run();
 
     let text = match args.output {
