@@ -111,7 +111,7 @@ pub fn allocate(known: &Known<'_>) -> Allocation {
         }
         if let Some(keeps) = taken.get(&record.address) {
             let (keeps, renumbered) = ((*keeps).to_owned(), record.owner.clone());
-            if keeps != renumbered {
+            if keeps != renumbered && wanted {
                 let address = record.address;
                 allocation.duplicates.push(Duplicate { address, keeps, renumbered });
             }

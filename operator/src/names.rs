@@ -99,7 +99,7 @@ mod tests {
         assert!(peer.len() <= 253, "{}", peer.len());
         assert!(agents(&"e".repeat(40)).len() <= 63);
         assert_eq!(tun("prod").len(), 10);
-        assert_eq!(node_peer("prod", "a"), "prod-a-4a0d4f1b");
+        assert_eq!(node_peer("prod", "a"), "prod-a-9e0fafe2");
     }
 
     #[test]

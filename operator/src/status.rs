@@ -418,11 +418,15 @@ mod tests {
         let t0 = Instant::now();
         let mut gate = Gate::new(t0);
         let mut written = Vec::new();
+        let mut live = None;
         for second in 0..300 {
             let now = t0 + s(second);
             let total = u32::try_from(second).unwrap();
-            gate.offer(Key::Network("n".to_owned()), None, network(total, 1), now);
-            written.extend(drain(&mut gate, now).iter().map(|_| second));
+            gate.offer(Key::Network("n".to_owned()), live.as_ref(), network(total, 1), now);
+            for (_, status) in drain(&mut gate, now) {
+                written.push(second);
+                live = Some(status);
+            }
         }
 
         assert_eq!(written.len(), 3 + 4, "{written:?}");

@@ -434,10 +434,11 @@ pub fn transitions(about: &About, before: &[Condition], after: &[Condition]) -> 
             was.as_ref().is_some_and(|was| was.status == now.status && was.reason == now.reason);
         // That a new network is not ready yet, or has no conflict yet, is no news.
         let expected = was.is_none() && (now.status != "False" || kind == ConditionType::Ready);
-        (!same && !expected && now.status != "Unknown").then(|| Notice {
+        // That agents take up a change is the rule.
+        let is_routine = now.reason == Reason::AgentsPending.as_str();
+        (!same && !expected && !is_routine && now.status != "Unknown").then(|| Notice {
             about: about.clone(),
-            // Work in progress is no reason to wake anybody.
-            warning: now.status == "False" && now.reason != Reason::AgentsPending.as_str(),
+            warning: now.status == "False",
             reason: now.reason.clone(),
             message: now.message,
         })
@@ -839,18 +840,27 @@ fn problem(
             ));
         }
         let conditions = reported.status.as_ref().map(|status| status.conditions.as_slice());
-        let wrong = conditions.unwrap_or_default().iter().find(|condition| !condition.status)?;
-        let reason = match wrong.reason.as_str() {
-            "TunMissing" => Reason::TunMissing,
-            "PortTaken" => Reason::PortTaken,
-            _ => Reason::HostProblem,
-        };
+        let mut wrong = conditions.unwrap_or_default().iter().filter(|condition| !condition.status);
+        let (reason, wrong) =
+            wrong.find_map(|condition| Some((host_problem(&condition.kind)?, condition)))?;
         return Some((reason, wrong.message.clone()));
     }
     let pods = input.world.agents.values().filter(|pod| pod.network == network && pod.node == node);
     let (reason, message) = pods.filter_map(|pod| pod.trouble.as_ref()).next()?;
     let message = if message.is_empty() { String::new() } else { format!(": {message}") };
     Some((Reason::AgentNotRunning, format!("the agent's pod does not run, {reason}{message}")))
+}
+
+/// What a condition of a sidecar that is not true means for the network. Whom it reaches is another matter, and judged elsewhere.
+fn host_problem(kind: &str) -> Option<Reason> {
+    match kind {
+        "TunOpen" => Some(Reason::TunMissing),
+        "Listening" => Some(Reason::PortTaken),
+        "HostConfigured" | "SocketsMarked" | "ForwardingOpen" | "ClockRight" => {
+            Some(Reason::HostProblem)
+        }
+        _ => None,
+    }
 }
 
 /// The API server takes reasons such as `TunMissing`.

@@ -408,17 +408,17 @@ fn a_member_that_reaches_nobody_is_named() {
 
 #[test]
 fn what_is_wrong_with_a_node_names_the_node_and_the_fix() {
-    for (reason, expected) in [
-        ("TunMissing", Reason::TunMissing),
-        ("PortTaken", Reason::PortTaken),
-        ("SomethingNew", Reason::HostProblem),
+    for (kind, expected) in [
+        ("TunOpen", Reason::TunMissing),
+        ("Listening", Reason::PortTaken),
+        ("ForwardingOpen", Reason::HostProblem),
     ] {
         let mut cluster = Cluster::with_nodes(json!({"clusterName": "a"}), &["x", "y"]);
         cluster.converge();
         let condition = rpc::feed::Condition {
-            kind: "Host".to_owned(),
+            kind: kind.to_owned(),
             status: false,
-            reason: reason.to_owned(),
+            reason: "Missing".to_owned(),
             message: "run `modprobe tun`".to_owned(),
         };
         let key = cluster.key("y");
