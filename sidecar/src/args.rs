@@ -174,10 +174,10 @@ pub struct Run {
     /// Carry other members' traffic too
     #[arg(long, env = "EASYNET_TRANSIT")]
     pub transit: bool,
-    /// Take the configuration from a server (not there yet)
+    /// Take the configuration from a server: tcp://HOST:PORT/NETWORK?k=ROOT
     #[arg(long, env = "EASYNET_CONFIG_SERVER", value_name = "URL")]
     pub config_server: Option<String>,
-    /// File with the token for the configuration server (not there yet)
+    /// File with the token that says to the configuration server who this node is
     #[arg(long, env = "EASYNET_CONFIG_SERVER_TOKEN_FILE", value_name = "FILE")]
     pub config_server_token_file: Option<PathBuf>,
     /// Where the command line connects: a unix socket, or HOST:PORT (port 0: the first free one from 15888)
