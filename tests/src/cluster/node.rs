@@ -48,6 +48,7 @@ pub struct Node {
 impl Node {
     /// Boots it. Returns once containerd answers; the kubelet takes a moment more.
     pub(super) fn boot(name: &str, place: Place, dir: &Path) -> Self {
+        sweep();
         let cgroup = format!("easynet-{}-{name}", std::process::id());
         let address = place.host.address.clone();
         let mut node = Self {
@@ -264,6 +265,15 @@ impl Drop for Node {
         // What is still dying keeps its group; the next boot of this name empties it.
         let _ = Command::new("sh").args(["-c", &script]).output();
     }
+}
+
+/// Removes the groups of nodes whose program is gone: a failed test leaves them, since its nodes die after it.
+fn sweep() {
+    let script = "for group in /sys/fs/cgroup/*/easynet-* /sys/fs/cgroup/easynet-*; do \
+        name=${group##*/easynet-}; [ ! -d \"$group\" ] || [ -e \"/proc/${name%%-*}\" ] || \
+        find \"$group\" -depth -type d -exec rmdir {} +; done";
+    // One that is not empty yet goes the next time.
+    let _ = Command::new("sh").args(["-c", script]).output();
 }
 
 const CONTAINERD: &str = r#"version = 2
