@@ -5,6 +5,7 @@
 use tests::sim::{clock::Span, mesh::converged, scale::Run, scenario};
 
 #[test]
+#[ignore = "takes some minutes of one core; name it to run it"]
 fn a_thousand_nodes_meet_rest_churn_and_part() {
     let mut run = Run::new(1000, 1000, 1);
     let (learnt_in, memory) = run.join();

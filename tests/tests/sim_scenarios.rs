@@ -318,6 +318,25 @@ fn a_server_that_restarts_has_its_members_back_in_seconds() {
 }
 
 #[test]
+fn members_attached_over_tcp_come_back_to_a_server_that_restarts() {
+    for_seeds(
+        "sim_scenarios",
+        "members_attached_over_tcp_come_back_to_a_server_that_restarts",
+        0..6,
+        |seed| {
+            let mut mesh = Mesh::new(seed).servers(1).node(Site::UdpBlocked).node(Site::UdpBlocked);
+            mesh.run_until(converged, 20.s()).expect("they meet over TCP");
+            // Sooner and later than the hellos take to miss it.
+            scenario::restart_server(0, Duration::from_secs(1 + 4 * seed))(&mut mesh);
+            mesh.run_for(Duration::from_secs(1 + 4 * seed));
+
+            mesh.run_until(converged, 30.s()).unwrap_or_else(|| panic!("{}", mesh.describe()));
+            assert!(mesh.ping(0, 1, 2.s()).is_some());
+        },
+    );
+}
+
+#[test]
 fn traffic_to_a_subnet_of_a_dead_node_goes_to_the_other_owner_within_two_seconds() {
     for_seeds(
         "sim_scenarios",
@@ -358,13 +377,13 @@ fn traffic_to_a_subnet_of_a_dead_node_goes_to_the_other_owner_within_two_seconds
 }
 
 #[test]
-fn a_network_of_hundreds_is_learnt_over_one_server_in_seconds() {
-    let mut mesh = Mesh::new(11).servers(1).nodes(150, edges![100 % Public]);
-    mesh.run_for(30.s());
+fn a_network_of_a_hundred_is_learnt_over_one_server_in_seconds() {
+    let mut mesh = Mesh::new(11).servers(1).nodes(100, edges![100 % Public]);
+    mesh.run_for(20.s());
     let late = mesh.add(Site::HomeNat, 10.ms());
     mesh.start(late);
     let took = mesh.run_until(
-        |mesh| mesh.snapshot(late).is_some_and(|snapshot| snapshot.peers.len() == 150),
+        |mesh| mesh.snapshot(late).is_some_and(|snapshot| snapshot.peers.len() == 100),
         60.s(),
     );
     let took = took.expect("it learns them");

@@ -1,4 +1,4 @@
-//! Two hundred random scenarios of fifty nodes, and what must be true after each.
+//! Random scenarios of fifty nodes, and what must be true after each. `SIM_STORMS` says how many.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -13,6 +13,8 @@ use tests::sim::{
     storm::{Storm, brew},
 };
 
+/// Storms of an ordinary run.
+const STORMS: u64 = 21;
 const NODES: usize = 50;
 /// A mesh is well again this long after the last thing that happened to it.
 const WELL_WITHIN: Duration = Duration::from_secs(45);
@@ -22,15 +24,21 @@ const DIRECT_WITHIN: Duration = Duration::from_secs(20);
 const AT_REST: u64 = 1_000;
 
 #[test]
-fn two_hundred_storms_pass_and_the_mesh_is_well() {
-    for_seeds("sim_storms", "two_hundred_storms_pass_and_the_mesh_is_well", 0..200, |seed| {
-        weather(seed, true);
-    });
+fn storms_pass_and_the_mesh_is_well() {
+    let told = std::env::var("SIM_STORMS").ok().and_then(|count| count.parse().ok());
+    for_seeds(
+        "sim_storms",
+        "storms_pass_and_the_mesh_is_well",
+        0..told.unwrap_or(STORMS),
+        |seed| {
+            weather(seed, true);
+        },
+    );
 }
 
 #[test]
 fn a_storm_is_the_same_twice() {
-    for_seeds("sim_storms", "a_storm_is_the_same_twice", 1000..1004, |seed| {
+    for_seeds("sim_storms", "a_storm_is_the_same_twice", 1000..1002, |seed| {
         assert_eq!(weather(seed, false), weather(seed, false), "seed {seed}");
     });
 }
@@ -102,7 +110,7 @@ fn all_reach_each_other(mesh: &mut Mesh, pairs: &[(usize, usize)], told: &dyn Fn
 /// Nothing waits, nothing is left over, and little is said.
 fn at_rest(mesh: &mut Mesh, told: &dyn Fn() -> String) {
     mesh.run_for(20.s());
-    let span = 20.s();
+    let span = 10.s();
     let before: Vec<u64> = (0..mesh.len()).map(|number| mesh.bytes(number)).collect();
     mesh.run_for(span);
     let up = mesh.up();
@@ -112,8 +120,9 @@ fn at_rest(mesh: &mut Mesh, told: &dyn Fn() -> String) {
     for &number in &up {
         let live = mesh.snapshot(number).unwrap().live;
         assert_eq!(live.pulls, 0, "{}{number}: {live:?}", told());
-        assert_eq!(live.held_packets, 0, "{}{number}: {live:?}", told());
+        // Who asks for a dead one holds a packet while it tries, for 90 s.
         if live.handshakes == 0 {
+            assert_eq!(live.held_packets, 0, "{}{number}: {live:?}", told());
             assert_eq!(live.indices, live.sessions, "{}{number}: {live:?}", told());
         }
         assert!(live.sessions <= 3 * live.peers, "{}{number}: {live:?}", told());

@@ -18,13 +18,13 @@ use super::{
 use crate::edges;
 
 /// A storm begins when the mesh has had this long to come up.
-const BEGINS: Duration = Duration::from_secs(10);
+const BEGINS: Duration = Duration::from_secs(5);
 /// Everything happens within this.
-const LASTS: Duration = Duration::from_secs(60);
+const LASTS: Duration = Duration::from_secs(25);
 /// What happens for a while is over after this.
-const LONGEST: Duration = Duration::from_secs(27);
+const LONGEST: Duration = Duration::from_secs(18);
 /// Deeds of one storm.
-const DEEDS: u64 = 14;
+const DEEDS: u64 = 12;
 
 /// A mesh of `nodes` members with a storm before it; it has to be run to [`Storm::over`].
 #[derive(Debug)]

@@ -108,7 +108,8 @@ impl Engine {
             for hop in &ways {
                 peer.agent.add(Way::Direct(*hop), now);
             }
-            if (fresh || idle) && !ways.is_empty() && !connected {
+            let somewhere = !peer.bootstrap.is_empty();
+            if (fresh || idle) && somewhere && !connected {
                 self.initiate(node, now);
             }
             self.arm_peer(node);
@@ -152,13 +153,11 @@ impl Engine {
                 let node = peer.node;
                 let connected = peer.sessions.sending().is_some();
                 peer.agent.add(Way::Direct(hop), now);
-                if connected {
-                    if let Hop::Tunnel { id, .. } = hop {
-                        self.events.push_back(Event::Authenticated(id));
-                    }
-                } else {
-                    self.initiate(node, now);
+                if connected && let Hop::Tunnel { id, .. } = hop {
+                    self.events.push_back(Event::Authenticated(id));
                 }
+                // With a session too: what is at the other end may have restarted and not know it.
+                self.initiate(node, now);
                 self.arm_peer(node);
             }
             None => {
