@@ -360,7 +360,7 @@ async fn server_process() {
     let server = Server::start(listen, &root(), tokens(MEMBERS), receiver, limits, &group).unwrap();
     println!("listening {}", server.local);
     let (lines, mut commands) = tokio::sync::mpsc::channel(4);
-    group.spawn_thread("stdin", move |_| {
+    let _stdin = group.spawn_thread("stdin", move |_| {
         for line in std::io::stdin().lines() {
             if lines.blocking_send(line?).is_err() {
                 break;

@@ -29,6 +29,7 @@ use operator::{
     api::Requests,
     args::{Log, LogFormat, Place, PullPolicy, Run},
     names,
+    webhook::inject::PodSecurity,
 };
 use rpc::feed::{Applied, Peers, Status};
 use serde_json::{Value, json};
@@ -374,6 +375,7 @@ impl Bed {
             feed_listen: feed,
             advertise: Some([127, 0, 0, 1].into()),
             webhook_listen: None,
+            default_pod_security: PodSecurity::Privileged,
             metrics: free_port(),
             log: Log { filter: "info".to_owned(), format: LogFormat::Text },
         };

@@ -14,7 +14,7 @@ use tests::sim::{
 };
 
 /// Storms of an ordinary run.
-const STORMS: u64 = 9;
+const STORMS: u64 = 21;
 const NODES: usize = 50;
 /// A mesh is well again this long after the last thing that happened to it.
 const WELL_WITHIN: Duration = Duration::from_secs(45);
@@ -109,7 +109,7 @@ fn all_reach_each_other(mesh: &mut Mesh, pairs: &[(usize, usize)], told: &dyn Fn
 
 /// Nothing waits, nothing is left over, and little is said.
 fn at_rest(mesh: &mut Mesh, told: &dyn Fn() -> String) {
-    mesh.run_for(6.s());
+    mesh.run_for(20.s());
     let span = 10.s();
     let before: Vec<u64> = (0..mesh.len()).map(|number| mesh.bytes(number)).collect();
     mesh.run_for(span);
@@ -120,8 +120,9 @@ fn at_rest(mesh: &mut Mesh, told: &dyn Fn() -> String) {
     for &number in &up {
         let live = mesh.snapshot(number).unwrap().live;
         assert_eq!(live.pulls, 0, "{}{number}: {live:?}", told());
-        assert_eq!(live.held_packets, 0, "{}{number}: {live:?}", told());
+        // Who asks for a dead one holds a packet while it tries, for 90 s.
         if live.handshakes == 0 {
+            assert_eq!(live.held_packets, 0, "{}{number}: {live:?}", told());
             assert_eq!(live.indices, live.sessions, "{}{number}: {live:?}", told());
         }
         assert!(live.sessions <= 3 * live.peers, "{}{number}: {live:?}", told());
