@@ -57,7 +57,7 @@ async fn a_network_becomes_what_its_nodes_need_and_a_quiet_cluster_costs_nothing
     assert_eq!(data["address"], format!("{}:22020", service.spec.unwrap().cluster_ip.unwrap()));
     assert_eq!(data["rootKey"].len(), 52);
     let slice = bed.wait("the EndpointSlice", || bed.slice()).await;
-    assert_eq!(slice.endpoints[0].addresses, ["127.0.0.1"]);
+    assert_eq!(slice.endpoints[0].addresses, ["192.0.2.99"]);
     let peers = bed
         .wait("two EasyPeers", || async {
             Some(bed.peers().await).filter(|peers| peers.len() == 2)
@@ -170,7 +170,7 @@ async fn a_network_becomes_what_its_nodes_need_and_a_quiet_cluster_costs_nothing
     let networks: Api<EasyNetwork> = Api::all(bed.client.clone());
     networks.delete("prod", &DeleteParams::default()).await.unwrap();
     agents[1].retire().await;
-    bed.wait("no DaemonSet and no EasyPeer", || async {
+    bed.wait_for(Duration::from_secs(40), "no DaemonSet and no EasyPeer", || async {
         (bed.daemon_set("prod").await.is_none() && bed.peers().await.is_empty()).then_some(())
     })
     .await;
@@ -372,7 +372,7 @@ impl Bed {
             image: "easynet:dev".to_owned(),
             image_pull_policy: PullPolicy::IfNotPresent,
             feed_listen: feed,
-            advertise: Some([127, 0, 0, 1].into()),
+            advertise: Some([192, 0, 2, 99].into()),
             webhook_listen: None,
             metrics: free_port(),
             log: Log { filter: "info".to_owned(), format: LogFormat::Text },
