@@ -399,6 +399,9 @@ impl Reconciler {
         }
         self.offer_malformed(&world, unix, now);
         self.departing(&world, &mut table, now);
+        if self.farewell.values().any(|since| now < *since + CLEAN_UP) {
+            next = Some(next.map_or(unix + 2, |next| next.min(unix + 2)));
+        }
         obsolete.extend(self.orphans(&world, now));
 
         if retire && self.all_retired(&table) {
@@ -731,9 +734,13 @@ impl Reconciler {
 
     /// Whether every member of a network that can be asked has cleaned up.
     fn has_retired(&self, network: &str) -> bool {
-        self.networks.get(network).is_none_or(|state| {
-            state.reports.values().all(|reported| reported.retired || !reported.online)
-        })
+        let table = self.table.borrow();
+        let Some(part) = table.networks.get(network) else { return true };
+        let reports = self.networks.get(network).map(|state| &state.reports);
+        part.members
+            .keys()
+            .filter_map(|member| reports?.get(member))
+            .all(|reported| reported.retired || !reported.online)
     }
 
     fn all_retired(&self, table: &Table) -> bool {
