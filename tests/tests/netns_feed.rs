@@ -238,7 +238,7 @@ impl Agent {
 
     fn spawn(host: &Host, dir: &Path, name: &str, url: &str) -> Child {
         let command = format!(
-            "exec {} run --config-server '{url}' --config-server-token-file {dir}/token --tun ez{name} --state-dir {dir}/state --admin {dir}/admin.sock",
+            "{} run --config-server '{url}' --config-server-token-file {dir}/token --tun ez{name} --state-dir {dir}/state --admin {dir}/admin.sock",
             binary().display(),
             dir = dir.display(),
         );
