@@ -2,7 +2,7 @@
 //!
 //! One cluster for all of it, in the order in which a person does it, since a cluster takes half a minute.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! Two whole clusters behind two NATs, with the same ranges of pods and services, and a public server between them.
 
+#![allow(clippy::print_stdout)]
+
 use std::{thread, time::Duration};
 
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! The image: made without an engine, valid, small, and what it holds runs with nothing around it. Needs root, for `chroot`.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::{
     fs,

@@ -34,13 +34,13 @@ fn a_thousand_peers_come_and_go_and_nothing_of_them_is_left() {
             })
             .collect();
         mesh.run_for(3.s());
-        let meets = |n: usize| if n % 2 == 0 { (0, new[n]) } else { (new[n], 1) };
+        let meets = |n: usize| if n.is_multiple_of(2) { (0, new[n]) } else { (new[n], 1) };
         let pairs: Vec<_> = (0..PEERS).map(meets).collect();
         mesh.talk(&pairs, 500.ms(), 2.s());
         let live = mesh.machine(0).unwrap().engine().unwrap().live();
         assert!(live.sessions >= PEERS / 4, "round {round}: {live:?}");
         for (n, &number) in new.iter().enumerate() {
-            if n % 2 == 0 { mesh.leave(number) } else { mesh.stop(number) }
+            if n.is_multiple_of(2) { mesh.leave(number) } else { mesh.stop(number) }
         }
         mesh.run_for(2.s());
     }
