@@ -17,7 +17,7 @@ demo-clusters: root prepare image
 	$(CARGO) build --release -p sidecar -p tests --bins
 	@EASYNET_BIN=$(CURDIR)/target/release/easynet EASYNET_IMAGE_ARCHIVE=$(CURDIR)/dist/easynet-image.tar target/release/demo_clusters
 
-## test: everything there is, in about a quarter of an hour on two cores
+## test: everything there is; the first time it builds Kubernetes too, which takes some minutes
 test: root prepare prepare-kube lint build
 	@echo "running the tests (pure crates, simulator, then the lab in network namespaces)"
 	$(CARGO) test --workspace --no-fail-fast -- --quiet
