@@ -167,6 +167,8 @@ pub enum NoticeKind {
     ServerAttached,
     ServerLost,
     ConfigApplied,
+    /// Whoever configures the node took a configuration back.
+    ConfigRolledBack,
     AddressClaimed,
     AddressConflict,
     KeyEpoch,
@@ -187,6 +189,7 @@ impl NoticeKind {
             Self::ServerAttached => "server_attached",
             Self::ServerLost => "server_lost",
             Self::ConfigApplied => "config_applied",
+            Self::ConfigRolledBack => "config_rolled_back",
             Self::AddressClaimed => "address_claimed",
             Self::AddressConflict => "address_conflict",
             Self::KeyEpoch => "key_epoch",

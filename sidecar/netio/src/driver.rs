@@ -79,6 +79,8 @@ pub enum Command {
         names: Vec<Name>,
         translation: Translation,
     },
+    /// Something that is no event of the engine's, to be kept with those.
+    Record(Notice),
 }
 
 /// A node as the driver sees it.
@@ -453,6 +455,7 @@ impl Driver {
                 self.input(Input::Configure(config));
                 self.names.set(names);
             }
+            Command::Record(notice) => self.record(notice),
         }
     }
 

@@ -12,7 +12,7 @@ use config::{Address4, Address6, ImportMode, Listen, Scheme, Secret, Settings};
 use engine::{
     Engine,
     config::{Bootstrap, Config, Imports, Ipv4Policy, Ipv6Policy, P2p, PunchMode},
-    event::Persist,
+    event::{Notice, NoticeKind, Persist},
     fib::Fib,
 };
 use netio::{
@@ -518,6 +518,10 @@ impl Node<'_> {
                 {
                     let revision = self.member.revision().unwrap_or_default();
                     self.configure(settings, revision).await;
+                    let message = format!("Revision {revision} is in force again");
+                    let notice = Notice::new(NoticeKind::ConfigRolledBack, None, message);
+                    // A driver that is gone has no log of events either.
+                    let _ = self.commands.send(Command::Record(notice)).await;
                 }
             }
         }

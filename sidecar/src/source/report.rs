@@ -169,6 +169,7 @@ fn concerns(kind: NoticeKind) -> bool {
         | NoticeKind::ServerLost
         | NoticeKind::AddressClaimed
         | NoticeKind::AddressConflict
+        | NoticeKind::ConfigRolledBack
         | NoticeKind::KeyEpoch
         | NoticeKind::Revoked => true,
         NoticeKind::PeerUp
