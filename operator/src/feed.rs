@@ -38,6 +38,18 @@ pub use self::{
 pub struct Table {
     /// By the name of the EasyNetwork.
     pub networks: BTreeMap<String, Network>,
+    /// No network is missing here: whoever says to be of another one is of one that was deleted.
+    pub whole: bool,
+}
+
+impl Table {
+    /// Whether a member is to remove what it made, for it or its whole network is gone.
+    pub fn retires(&self, network: &str, member: &MemberKey) -> bool {
+        match self.networks.get(network) {
+            Some(network) => network.members.get(member).is_some_and(|member| member.retire),
+            None => self.whole,
+        }
+    }
 }
 
 /// One network.

@@ -404,7 +404,7 @@ impl Reconciler {
         }
         obsolete.extend(self.orphans(&world, now));
 
-        if retire && self.all_retired(&table) {
+        if retire && self.all_retired(&world, &table, now) {
             objects.retain(|object| object.key.target == Target::EndpointSlice);
             obsolete.extend(everything(&world));
         } else if retire {
@@ -418,6 +418,7 @@ impl Reconciler {
             Key::Network(name) => !world.networks.contains_key(name) && !is_malformed(&world, name),
             Key::Peer(name) => !world.peers.contains_key(name),
         });
+        table.whole = names_of_networks(&world).all(|network| table.networks.contains_key(network));
         self.metrics.table(&table);
         self.table.send_if_modified(|before| {
             let changed = !same(before, &table);
@@ -693,6 +694,12 @@ impl Reconciler {
             }
             table.networks.insert(name.clone(), part);
         }
+        // Those that were deleted while nobody looked.
+        for network in world.daemon_sets.values().filter_map(|set| set.labels.get(names::NETWORK)) {
+            if !world.networks.contains_key(network) && !is_malformed(world, network) {
+                self.farewell.entry(network.clone()).or_insert(now);
+            }
+        }
         for (kind, name) in world.malformed.keys() {
             if *kind == "EasyNetwork"
                 && let Some(part) = before.networks.get(name)
@@ -709,10 +716,9 @@ impl Reconciler {
         let is_gone = |network: &str| {
             !world.networks.contains_key(network)
                 && !is_malformed(world, network)
-                && self
-                    .farewell
-                    .get(network)
-                    .is_none_or(|since| now >= *since + CLEAN_UP || self.has_retired(network))
+                && self.farewell.get(network).is_none_or(|since| {
+                    now >= *since + CLEAN_UP || self.has_retired(world, network)
+                })
         };
         let sets = world.daemon_sets.iter().filter_map(|(key, live)| {
             let network = live.labels.get(names::NETWORK)?;
@@ -732,19 +738,27 @@ impl Reconciler {
         sets.chain(peers).collect()
     }
 
-    /// Whether every member of a network that can be asked has cleaned up.
-    fn has_retired(&self, network: &str) -> bool {
-        let table = self.table.borrow();
-        let Some(part) = table.networks.get(network) else { return true };
-        let reports = self.networks.get(network).map(|state| &state.reports);
-        part.members
-            .keys()
-            .filter_map(|member| reports?.get(member))
-            .all(|reported| reported.retired || !reported.online)
+    /// Whether every member of a network that can be asked has cleaned up: those that have a session, and each agent that runs.
+    fn has_retired(&self, world: &World, network: &str) -> bool {
+        let nothing = BTreeMap::new();
+        let reports = self.networks.get(network).map_or(&nothing, |state| &state.reports);
+        let mut agents = world.agents.values().filter(|pod| {
+            pod.network == network && !pod.node.is_empty() && !pod.ended && pod.trouble.is_none()
+        });
+        reports.values().all(|reported| reported.retired || !reported.online)
+            && agents.all(|pod| {
+                let reported = reports.get(&MemberKey::Node(pod.node.clone()));
+                reported.is_some_and(|reported| reported.retired)
+            })
     }
 
-    fn all_retired(&self, table: &Table) -> bool {
-        table.networks.keys().all(|network| self.has_retired(network))
+    fn all_retired(&self, world: &World, table: &Table, now: Instant) -> bool {
+        let leaving = self.farewell.iter().filter(|(_, since)| now < **since + CLEAN_UP);
+        table
+            .networks
+            .keys()
+            .chain(leaving.map(|(network, _)| network))
+            .all(|network| self.has_retired(world, network))
     }
 }
 
@@ -770,6 +784,12 @@ fn everything(world: &World) -> Vec<ObjectKey> {
     sets.chain(peers).collect()
 }
 
+/// Every EasyNetwork that exists, readable or not.
+fn names_of_networks(world: &World) -> impl Iterator<Item = &String> {
+    let malformed = world.malformed.keys().filter(|(kind, _)| *kind == "EasyNetwork");
+    world.networks.keys().chain(malformed.map(|(_, name)| name))
+}
+
 fn is_malformed(world: &World, network: &str) -> bool {
     world.malformed.contains_key(&("EasyNetwork", network.to_owned()))
 }
@@ -780,7 +800,8 @@ fn version(peer: &EasyPeer) -> u64 {
 }
 
 fn same(a: &Table, b: &Table) -> bool {
-    a.networks.len() == b.networks.len()
+    a.whole == b.whole
+        && a.networks.len() == b.networks.len()
         && a.networks.iter().zip(&b.networks).all(|((a_name, a), (b_name, b))| {
             a_name == b_name
                 && a.issuer.network() == b.issuer.network()

@@ -84,7 +84,7 @@ fn table(members: usize, revision: u64) -> Table {
             issuer().epoch_record(1_800_000_000, &mut ChaCha12Rng::from_seed([1; 32])),
         )]),
     };
-    Table { networks: [(NETWORK.to_owned(), network)].into() }
+    Table { networks: [(NETWORK.to_owned(), network)].into(), whole: true }
 }
 
 fn tokens(members: usize) -> Authenticator {
@@ -122,11 +122,12 @@ impl Bench {
         Self { group, server, table, dir, resolver, limits, members }
     }
 
-    /// The server ends; another one with the same root takes its port.
-    async fn restart(&mut self) {
+    /// The server ends, and after `pause` another one with the same root takes its port.
+    async fn restart(&mut self, pause: Duration) {
         let listen = self.server.local;
         self.group.cancel();
         let _ = self.group.join(Duration::from_secs(2)).await;
+        tokio::time::sleep(pause).await;
         self.group = TaskGroup::new("bench");
         let receiver = self.table.subscribe();
         self.server = Server::start(
@@ -295,7 +296,7 @@ async fn a_member_outlives_its_server_and_finds_the_next_one() {
     let mut link = bench.dial(0, &group);
     revision(&mut link, 1).await;
 
-    bench.restart().await;
+    bench.restart(Duration::ZERO).await;
     bench.publish(|network| network.members.get_mut(&key(0)).unwrap().revision = 2);
 
     assert_eq!(revision(&mut link, 2).await.revision, 2);
@@ -317,6 +318,20 @@ async fn retiring_counts_once_it_is_kept_and_leaving_asks_for_it() {
     kept.send(()).unwrap();
 
     assert_eq!(bench.report().await.event, Event::Retired);
+    assert!(link.up.leaving().await);
+}
+
+#[tokio::test]
+async fn a_member_that_ends_just_as_its_server_is_back_does_not_wait_to_ask_it() {
+    let mut bench = Bench::new(1);
+    let group = TaskGroup::new("member");
+    let mut link = bench.dial(0, &group);
+    revision(&mut link, 1).await;
+
+    // Long enough for it to dial but every few seconds.
+    bench.restart(Duration::from_secs(5)).await;
+    bench.publish(|network| network.members.get_mut(&key(0)).unwrap().retire = true);
+
     assert!(link.up.leaving().await);
 }
 

@@ -95,7 +95,7 @@ fn table(plan: &Plan, keys: &BTreeMap<String, NodeKeys>) -> Table {
         members: plan.members.iter().map(member).collect(),
         records: Arc::new(records),
     };
-    Table { networks: [("prod".to_owned(), network)].into() }
+    Table { networks: [("prod".to_owned(), network)].into(), whole: true }
 }
 
 /// Not a test: the server process of those below.

@@ -218,7 +218,7 @@ async fn an_agent_is_configured_by_its_token_alone() {
         members: [(key.clone(), member)].into(),
         records: Arc::default(),
     };
-    let table = Table { networks: [(NETWORK.to_owned(), network)].into() };
+    let table = Table { networks: [(NETWORK.to_owned(), network)].into(), whole: true };
     let (_table, receiver) = watch::channel(Arc::new(table));
     let group = TaskGroup::new("test");
     let root = Root::from_bytes(&[7; 32]);

@@ -1,6 +1,6 @@
 //! What one member is sent: the table's entry of it, with a certificate and keys, whenever something of that is new.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rpc::feed::{Desired, Epoch, MAX_RECORDS};
@@ -62,15 +62,15 @@ impl Holder {
 
     /// Compares the table with what was sent; `now` is unix seconds. What is returned counts as sent.
     pub fn next(&mut self, table: &Table, network: &str, member: &MemberKey, now: u64) -> Next {
-        let Some(network) = table.networks.get(network) else { return Next::Unknown };
-        let Some(member) = network.members.get(member) else { return Next::Unknown };
-        if member.retire {
+        if table.retires(network, member) {
             if std::mem::replace(&mut self.told_to_retire, true) {
                 return Next::Nothing;
             }
             self.sent = None;
             return Next::Retire;
         }
+        let Some(network) = table.networks.get(network) else { return Next::Unknown };
+        let Some(member) = network.members.get(member) else { return Next::Unknown };
         self.told_to_retire = false;
         let issued = self.sign(network, member, now);
         let epochs = epochs(network);
@@ -197,18 +197,6 @@ fn records(all: &[Bytes]) -> Vec<Vec<u8>> {
     records
 }
 
-/// The members of a table that are to be retired, by network; for `retire`, which waits until there are none.
-pub fn retiring(table: &Table) -> BTreeMap<&str, Vec<&MemberKey>> {
-    table
-        .networks
-        .iter()
-        .map(|(name, network)| {
-            let members = network.members.iter().filter(|(_, member)| member.retire);
-            (name.as_str(), members.map(|(key, _)| key).collect())
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
@@ -237,7 +225,7 @@ mod tests {
             members: [(key(), member)].into(),
             records: Arc::new(vec![]),
         };
-        Table { networks: [("prod".to_owned(), network)].into() }
+        Table { networks: [("prod".to_owned(), network)].into(), whole: false }
     }
 
     fn key() -> MemberKey {
@@ -333,7 +321,16 @@ mod tests {
         table.networks.get_mut("prod").unwrap().members.get_mut(&key()).unwrap().retire = true;
         assert_eq!(holder.next(&table, "prod", &key(), NOW), Next::Retire);
         assert_eq!(holder.next(&table, "prod", &key(), NOW), Next::Nothing);
-        assert_eq!(retiring(&table)["prod"], [&key()]);
+    }
+
+    #[test]
+    fn members_of_a_network_that_is_gone_retire_once_that_is_sure() {
+        let (mut table, mut holder) = (table(), holder());
+        table.networks.clear();
+        assert_eq!(holder.next(&table, "prod", &key(), NOW), Next::Unknown);
+
+        table.whole = true;
+        assert_eq!(holder.next(&table, "prod", &key(), NOW), Next::Retire);
     }
 
     #[test]

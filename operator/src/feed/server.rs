@@ -686,10 +686,7 @@ impl Somebody {
     }
 
     fn retires(&self) -> bool {
-        let table = self.table.borrow();
-        let member =
-            table.networks.get(&self.network).and_then(|network| network.members.get(&self.member));
-        member.is_some_and(|member| member.retire)
+        self.table.borrow().retires(&self.network, &self.member)
     }
 }
 

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Toleration;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::{Install, Object, Target, owner};
+use super::{Install, Object, Target};
 use crate::{
     index::{FeedService, Labels, Node, SIDECAR_CONTAINER, Taint},
     names,
@@ -156,7 +156,8 @@ pub fn daemon_set(network: &EasyNetwork, install: &Install, feed: &FeedService) 
             "name": names::agents(&name),
             "namespace": install.namespace,
             "labels": labels_of(&name, "agent"),
-            "ownerReferences": [owner(network)],
+            // Not the EasyNetwork's: its agents outlive it by the moment in which they clean up.
+            "ownerReferences": owner_service(feed),
         },
         "spec": {
             "selector": {"matchLabels": selector},

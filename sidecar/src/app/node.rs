@@ -393,7 +393,8 @@ impl Begin {
         if !node.settings.exports.value.is_empty() {
             watch_forwarding(&node.facts, &group);
         }
-        let is_retired = node.serve(&group, persisted, ordered).await;
+        let end = node.serve(&group, persisted, ordered).await;
+        let is_retired = end != End::Stopped;
         if is_retired {
             departure.leave();
             if let Some(tun) = own_plane.tun()
@@ -415,7 +416,7 @@ impl Begin {
                 format!("{task} ended: {cause:?}"),
                 "Report this, with the log.",
             )),
-            Ok(()) | Err(_) if is_retired => Ok(Ending::Retired(node.hostname)),
+            Ok(()) | Err(_) if end == End::Retired => Ok(Ending::Retired(node.hostname)),
             Ok(()) | Err(_) => Ok(Ending::Stopped),
         }
     }
@@ -437,27 +438,30 @@ struct Node<'a> {
 }
 
 impl Node<'_> {
-    /// Runs until the node is told to stop, or its parts end; true if it shall not come back.
+    /// Runs until the node is told to stop or to retire, or its parts end.
     async fn serve(
         &mut self,
         group: &TaskGroup,
         mut persisted: mpsc::Receiver<Persist>,
         mut orders: mpsc::Receiver<Order>,
-    ) -> bool {
+    ) -> End {
         let stop = stop_signal();
         tokio::pin!(stop);
         let hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
-        let Ok(mut hangup) = hangup else { return false };
+        let Ok(mut hangup) = hangup else { return End::Stopped };
         loop {
             tokio::select! {
                 () = &mut stop => {
                     tracing::info!("Stopping");
-                    return self.asked_to_retire().await;
+                    return match self.asked_to_retire().await {
+                        true => End::StoppedAndRetired,
+                        false => End::Stopped,
+                    };
                 }
                 word = heard(&mut self.member) => if self.obey(word).await {
-                    return true;
+                    return End::Retired;
                 },
-                () = group.token().cancelled() => return false,
+                () = group.token().cancelled() => return End::Stopped,
                 Some(persist) = persisted.recv() => self.state.set_claim(persist.claim),
                 // The asker may have gone; what was ordered stands.
                 Some(order) = orders.recv() => match order {
@@ -467,7 +471,7 @@ impl Node<'_> {
                     Order::Retire(answer) => match self.state.set_retired(true) {
                         Ok(()) => {
                             let _ = answer.send(Ok("This node leaves for good".to_owned()));
-                            return true;
+                            return End::Retired;
                         }
                         Err(error) => {
                             let _ = answer.send(Err(format!("cannot keep that it retires: {error}")));
@@ -622,6 +626,17 @@ impl Node<'_> {
         }
         Ok(())
     }
+}
+
+/// How a node's own loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Its process ends, or starts again; what it made stays if it is an agent.
+    Stopped,
+    /// Its process ends, and nothing of what it made stays.
+    StoppedAndRetired,
+    /// It left for good; its process ends when it is told to.
+    Retired,
 }
 
 /// Something that the server said, or time to look how a trial goes.

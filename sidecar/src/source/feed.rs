@@ -90,6 +90,8 @@ pub struct Up(Arc<Shared>);
 struct Shared {
     out: Mutex<Out>,
     some: Notify,
+    /// There is no time to wait before dialling again.
+    hurry: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -126,11 +128,13 @@ impl Up {
         self.0.some.notify_one();
     }
 
-    /// Asks whether this node shall clean up as it ends. Without an answer within a second it shall not.
+    /// Asks whether this node shall clean up as it ends. Without an answer within a second it shall not. Where there is no
+    /// session, one is tried at once.
     pub async fn leaving(&self) -> bool {
         let (answer, answered) = oneshot::channel();
         self.lock().leaving = Some(answer);
         self.0.some.notify_one();
+        self.0.hurry.notify_one();
         matches!(timeout(LEAVING_WITHIN, answered).await, Ok(Ok(true)))
     }
 
@@ -191,7 +195,10 @@ impl Dialer {
             if began.elapsed() >= GOOD_AFTER {
                 (wait, said) = (RETRY_FIRST, None);
             }
-            sleep(jittered(wait)).await;
+            tokio::select! {
+                () = sleep(jittered(wait)) => {}
+                () = self.up.0.hurry.notified() => {}
+            }
             wait = (wait * 2).min(RETRY_MOST);
         }
     }

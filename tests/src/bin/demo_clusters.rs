@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tests::{
     cluster::{Cluster, POD_RANGE, product::NAMESPACE},
     lab::{Lab, Nat, Node, node},
@@ -157,10 +157,7 @@ fn traffic(b: &Cluster, target: &str) -> Duration {
     show(&b.exec("client", &format!("ping -c 5 -i 0.2 {target}")).stdout);
     b.wait("the path is direct", MOMENT, || {
         b.fetch("client", target, 8080);
-        let peers = b.easynet("prod", "b-n1", &["peers", "-o", "json"]).stdout;
-        let peers: Value = serde_json::from_str(&peers).unwrap_or_default();
-        let direct = |peer: &Value| peer["hostname"] == "a-n1" && peer["state"] == "direct";
-        peers.as_array().is_some_and(|peers| peers.iter().any(direct))
+        b.is_direct("prod", "b-n1", "a-n1.a")
     });
     let direct = start.elapsed();
     command("b", &format!("kubectl exec client -- sh -c \"echo GET / | nc {target} 8080\""));

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Cluster, Image, Ran, condition, has_condition};
 
@@ -59,7 +59,7 @@ impl Cluster {
     }
 
     /// `kubectl apply` of an EasyNetwork of this cluster.
-    pub fn apply_network(&self, name: &str, spec: &serde_json::Value) -> Ran {
+    pub fn apply_network(&self, name: &str, spec: &Value) -> Ran {
         let object = json!({
             "apiVersion": "easynet.io/v1alpha1", "kind": "EasyNetwork", "metadata": {"name": name}, "spec": spec,
         });
@@ -125,6 +125,14 @@ impl Cluster {
             &[&["-n", NAMESPACE, "exec", pod, "--", "easynet"], words, &["--admin", &admin]]
                 .concat(),
         )
+    }
+
+    /// Whether the agent of `node` has a direct path to the member called `peer`.
+    pub fn is_direct(&self, network: &str, node: &str, peer: &str) -> bool {
+        let peers = self.easynet(network, node, &["peers", "-o", "json"]).stdout;
+        let peers: Value = serde_json::from_str(&peers).unwrap_or_default();
+        let direct = |other: &Value| other["hostname"] == peer && other["state"] == "direct";
+        peers.as_array().is_some_and(|peers| peers.iter().any(direct))
     }
 
     /// Pods of the installation, their events and the last of what they log: for the message of a failure.
