@@ -167,6 +167,20 @@ impl State {
         self.try_save()
     }
 
+    /// Removes all of it, keys too: the node has left for good. The directory itself may be a mount, which stays.
+    ///
+    /// # Errors
+    /// When a file stays.
+    pub fn clear(&mut self) -> io::Result<()> {
+        self.kept = Kept::default();
+        for entry in fs::read_dir(&self.dir)? {
+            fs::remove_file(entry?.path())?;
+        }
+        // Only an empty one goes, and only if it is no mount.
+        let _ = fs::remove_dir(&self.dir);
+        Ok(())
+    }
+
     pub fn claim(&self) -> Option<(Ipv4Addr, u64)> {
         self.kept.claim
     }
@@ -280,6 +294,9 @@ mod tests {
         assert_eq!(again.claim(), Some((Ipv4Addr::new(100, 112, 0, 20), 7)));
         let mode = |name: &str| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("node.key"), mode("state.json"), mode("")), (0o600, 0o600, 0o700));
+
+        again.clear().unwrap();
+        assert!(!dir.exists());
     }
 
     #[test]

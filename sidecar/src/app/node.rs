@@ -411,7 +411,11 @@ impl Begin {
         if let Member::Server(delivered) = node.member {
             delivered.close().await;
         }
-        match group.join(Duration::ZERO).await {
+        let joined = group.join(Duration::ZERO).await;
+        if is_retired && let Err(error) = node.state.clear() {
+            tracing::warn!(%error, "Not all that this node kept could be removed");
+        }
+        match joined {
             Err(GroupFailure { first: Some((task, cause)), .. }) => Err(Failure::failed(
                 format!("{task} ended: {cause:?}"),
                 "Report this, with the log.",
