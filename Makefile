@@ -5,17 +5,18 @@ TOOLS := cc:gcc ip:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntra
 
 .PHONY: demo demo-clusters demo-mesh test lint bench image chart prepare prepare-kube root build build-release clean
 
-## demo: the main job on this machine, in network namespaces of its own, explained line by line
-demo: demo-mesh
+## demo: two Kubernetes clusters behind NATs become one network by helm install, kubectl apply and join, explained line by line
+demo: demo-clusters
 
-## demo-mesh: two sites behind NATs and a public server become one network, and what happens to it
+## demo-mesh: the short one without Kubernetes: two sites behind NATs and a public server become one network, and what happens to it
 demo-mesh: root prepare build-release
 	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/demo
 
-## demo-clusters: two Kubernetes clusters behind NATs become one network by helm install, kubectl apply and join
-demo-clusters: root prepare image
-	$(CARGO) build --release -p sidecar -p tests --bins
-	@EASYNET_BIN=$(CURDIR)/target/release/easynet EASYNET_IMAGE_ARCHIVE=$(CURDIR)/dist/easynet-image.tar target/release/demo_clusters
+## demo-clusters: the same as demo
+demo-clusters: root prepare
+	@echo "building the release (the first time takes some minutes)"
+	$(CARGO) build --release --workspace --bins
+	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/demo_clusters
 
 ## test: everything there is; the first time it builds Kubernetes too, which takes some minutes
 test: root prepare prepare-kube lint build

@@ -762,8 +762,11 @@ fn peer_status(
         .and_then(|status| status.ports.first())
         .and_then(|port| u16::try_from(*port).ok())
         .or(common.map(|common| common.port));
-    let endpoint = reported
-        .from
+    // What the feed sees of a node may be the address of a bridge for pods.
+    let node = peer.spec.node_ref.as_ref().and_then(|node| input.world.nodes.get(&node.name));
+    let endpoint = node
+        .and_then(|node| node.internal.first().copied())
+        .or(reported.from)
         .zip(port)
         .map(|(address, port)| std::net::SocketAddr::new(address, port).to_string());
     let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
