@@ -103,8 +103,19 @@ impl Attached {
 #[derive(Clone, Debug, Default)]
 pub struct Replica {
     nodes: BTreeSet<NodeId>,
-    incoming: BTreeSet<NodeId>,
+    incoming: Incoming,
     seq: u64,
+    digest: u64,
+    /// The server as it runs now has said so; another one may count from the beginning.
+    vouched: bool,
+}
+
+/// A whole list, as far as its records have come.
+#[derive(Clone, Debug, Default)]
+struct Incoming {
+    /// Number and digest of the list: a record of another one begins anew.
+    state: (u64, u64),
+    nodes: BTreeSet<NodeId>,
     digest: u64,
 }
 
@@ -123,27 +134,14 @@ impl Replica {
 
     /// Takes a record; true if the replica changed.
     pub fn apply(&mut self, record: &Attach) -> bool {
-        let changes = record
-            .changes
-            .iter()
-            .filter_map(|change| Some((NodeId::from_slice(&change.node)?, change.up)));
         if record.full {
-            self.incoming.extend(changes.map(|(node, _)| node));
-            if record.more {
-                return false;
-            }
-            let nodes = std::mem::take(&mut self.incoming);
-            self.seq = record.seq;
-            self.digest = record.digest;
-            let changed = nodes != self.nodes;
-            self.nodes = nodes;
-            return changed;
+            return self.collect(record);
         }
         if record.seq <= self.seq {
             return false;
         }
         let mut changed = false;
-        for (node, up) in changes {
+        for (node, up) in changes(record) {
             let moved = if up { self.nodes.insert(node) } else { self.nodes.remove(&node) };
             if moved {
                 self.digest ^= hash(node);
@@ -154,6 +152,33 @@ impl Replica {
         changed
     }
 
+    /// Takes a record of a whole list, which may be lost or overtake another; true if the list is complete and another one
+    /// than ours.
+    fn collect(&mut self, record: &Attach) -> bool {
+        let state = (record.seq, record.digest);
+        if self.incoming.state != state {
+            self.incoming = Incoming { state, ..Incoming::default() };
+        }
+        for (node, _) in changes(record) {
+            if self.incoming.nodes.insert(node) {
+                self.incoming.digest ^= hash(node);
+            }
+        }
+        if self.incoming.digest != record.digest {
+            return false;
+        }
+        (self.seq, self.digest, self.vouched) = (record.seq, record.digest, true);
+        let nodes = std::mem::take(&mut self.incoming).nodes;
+        let changed = nodes != self.nodes;
+        self.nodes = nodes;
+        changed
+    }
+
+    /// A session with the server is new: it may have lost its memory, and its numbers with it.
+    pub fn doubt(&mut self) {
+        self.vouched = false;
+    }
+
     /// Whether a record that was applied left nothing open: one that was overtaken by a later state says nothing.
     pub fn is_satisfied(&self, record: &Attach) -> bool {
         record.more
@@ -161,15 +186,20 @@ impl Replica {
             || self.holds(record.seq, record.digest)
     }
 
-    /// Whether the replica is at least what a hello says. A server that lost its memory begins a new session, and
-    /// that with its whole list.
-    pub fn is_current(&self, seq: u64, digest: u64) -> bool {
-        seq < self.seq || self.holds(seq, digest)
+    /// Whether the replica is at least what a hello says.
+    pub fn is_current(&mut self, seq: u64, digest: u64) -> bool {
+        self.vouched |= self.holds(seq, digest);
+        self.vouched && (seq < self.seq || self.holds(seq, digest))
     }
 
     fn holds(&self, seq: u64, digest: u64) -> bool {
         self.seq == seq && self.digest == digest
     }
+}
+
+fn changes(record: &Attach) -> impl Iterator<Item = (NodeId, bool)> {
+    let changes = record.changes.iter();
+    changes.filter_map(|change| Some((NodeId::from_slice(&change.node)?, change.up)))
 }
 
 fn hash(node: NodeId) -> u64 {
@@ -237,5 +267,45 @@ mod tests {
 
         assert!(!replica.apply(&deltas[0]) && replica.is_satisfied(&deltas[0]));
         assert!(replica.holds(server.seq(), server.digest()));
+    }
+
+    #[test]
+    fn a_list_of_which_a_record_was_lost_is_not_taken_for_whole_and_leaves_nothing_in_the_next() {
+        let mut server = Attached::default();
+        let mut replica = Replica::default();
+        (0..60).for_each(|number| assert!(server.set(node(number), true)));
+        let [first, last] = &server.full()[..] else { panic!("not two") };
+
+        assert!(!replica.apply(last) && !replica.is_satisfied(last));
+        assert!(replica.nodes().is_empty());
+        assert!(replica.apply(first) && replica.is_satisfied(first), "in whatever order");
+        assert_eq!(replica.nodes().len(), 60);
+
+        replica.apply(first);
+        server.set(node(7), false);
+        server.full().iter().for_each(|record| {
+            replica.apply(record);
+        });
+        assert!(replica.nodes().iter().copied().eq(server.nodes()));
+    }
+
+    #[test]
+    fn a_server_that_counts_from_the_beginning_is_asked_for_its_list() {
+        let mut before = Attached::default();
+        let mut replica = Replica::default();
+        (0..9).for_each(|number| assert!(before.set(node(number), true)));
+        before.full().iter().for_each(|record| {
+            replica.apply(record);
+        });
+        let mut after = Attached::default();
+        after.set(node(1), true);
+        after.take_deltas();
+
+        replica.doubt();
+
+        assert!(!replica.is_current(after.told().0, after.told().1));
+        replica.apply(&after.full()[0]);
+        assert!(replica.is_current(after.told().0, after.told().1));
+        assert_eq!(replica.nodes().len(), 1);
     }
 }

@@ -398,6 +398,9 @@ impl Engine {
             self.notice(Notice::new(NoticeKind::PeerUp, Some(node), what));
         }
         if kind == Kind::Server {
+            if let Some(adjacency) = self.links.get_mut(&node) {
+                adjacency.replica.doubt();
+            }
             self.register(node, now);
         } else {
             self.link_if_neighbour(node, now);
