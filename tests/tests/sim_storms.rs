@@ -22,6 +22,8 @@ const WELL_WITHIN: Duration = Duration::from_secs(45);
 const DIRECT_WITHIN: Duration = Duration::from_secs(20);
 /// At rest: both directions, IP headers included, of a mesh in which some have talked.
 const AT_REST: u64 = 1_000;
+/// The one in use, the one before, and three answers to INITs of which the peer may still take one.
+const SESSIONS_PER_PEER: usize = 5;
 
 #[test]
 #[ignore = "finds two faults that are not mended yet: a stale route after seed 1, something left over after seed 6"]
@@ -126,7 +128,7 @@ fn at_rest(mesh: &mut Mesh, told: &dyn Fn() -> String) {
             assert_eq!(live.held_packets, 0, "{}{number}: {live:?}", told());
             assert_eq!(live.indices, live.sessions, "{}{number}: {live:?}", told());
         }
-        assert!(live.sessions <= 3 * live.peers, "{}{number}: {live:?}", told());
+        assert!(live.sessions <= SESSIONS_PER_PEER * live.peers, "{}{number}: {live:?}", told());
     }
 }
 
