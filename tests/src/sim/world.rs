@@ -344,8 +344,11 @@ impl<M: Machine> World<M> {
                 }
             }
             Happening::Wake(id) => {
-                self.stations[id.0].wake = None;
-                self.wake(id);
+                // One that an earlier deadline came before is no wake any more.
+                if self.stations[id.0].wake == Some(at) {
+                    self.stations[id.0].wake = None;
+                    self.wake(id);
+                }
             }
             Happening::StreamTimer(id, tunnel) => {
                 if let Some(connection) = self.stations[id.0].streams.get_mut(&tunnel) {
