@@ -7,7 +7,7 @@
 pub mod plan;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -137,11 +137,9 @@ impl Coordinator {
         let sends = schedule(&plan, ours, theirs, again, t0);
         match &mut target.attempt {
             Some(attempt) => {
-                for send in sends {
-                    if !attempt.sends.iter().any(|(_, to, _)| *to == send.1) {
-                        attempt.sends.push_back(send);
-                    }
-                }
+                let known: BTreeSet<SocketAddr> =
+                    attempt.sends.iter().map(|(_, to, _)| *to).collect();
+                attempt.sends.extend(sends.into_iter().filter(|(_, to, _)| !known.contains(to)));
                 attempt.sends.make_contiguous().sort_unstable();
                 attempt.until = attempt.until.max(t0 + Duration::from_millis(1000) + LINGER);
             }

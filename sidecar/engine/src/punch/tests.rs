@@ -56,6 +56,31 @@ fn nothing_is_sent_before_the_common_start_and_little_after() {
 }
 
 #[test]
+fn an_address_that_comes_while_an_attempt_runs_gets_the_whole_schedule() {
+    let t0 = Instant::now();
+    let mut rng = ChaCha12Rng::from_seed([1; 32]);
+    let mut coordinator = Coordinator::new(ME, t0);
+    let theirs = NatProfile { external: vec![vec![2]], ..cone() };
+    let (first, both) = (["198.51.100.1:1"], ["198.51.100.1:1", "198.51.100.1:2"]);
+    let ours = Side { profile: &cone(), candidates: &[] };
+    for addrs in [&first[..], &both[..]] {
+        let candidates = candidates(addrs);
+        let theirs = Side { profile: &theirs, candidates: &candidates };
+        coordinator.start(PEER, ours, theirs, t0, t0);
+    }
+
+    coordinator.handle_timeout(&mut rng, t0 + LINGER);
+
+    let mut probes = BTreeMap::<SocketAddr, usize>::new();
+    for output in drain(&mut coordinator) {
+        if let Output::Probe { to, .. } = output {
+            *probes.entry(to).or_default() += 1;
+        }
+    }
+    assert_eq!(probes.into_values().collect::<Vec<_>>(), [SCHEDULE_MS.len(); 2]);
+}
+
+#[test]
 fn failures_are_repeated_ever_more_rarely() {
     let t0 = Instant::now();
     let mut now = t0;
