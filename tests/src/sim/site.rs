@@ -25,6 +25,8 @@ pub enum Site {
     OtherPort,
     Leaky,
     Symmetric,
+    /// The same with filtered IPv6.
+    SymmetricDual,
     Sequential,
     Block,
     AddressDependent,
@@ -36,7 +38,7 @@ pub enum Site {
 }
 
 impl Site {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Public,
         Self::PublicV4,
         Self::HomeNat,
@@ -46,6 +48,7 @@ impl Site {
         Self::OtherPort,
         Self::Leaky,
         Self::Symmetric,
+        Self::SymmetricDual,
         Self::Sequential,
         Self::Block,
         Self::AddressDependent,
@@ -64,7 +67,7 @@ impl Site {
             Self::Restricted => Behaviour::restricted(),
             Self::OtherPort => Behaviour::other_port(),
             Self::Leaky => Behaviour::leaky(),
-            Self::Symmetric => Behaviour::symmetric_random(),
+            Self::Symmetric | Self::SymmetricDual => Behaviour::symmetric_random(),
             Self::Sequential => Behaviour::symmetric_sequential(),
             Self::Block => Behaviour::port_block(),
             Self::AddressDependent => Behaviour::address_dependent(),
@@ -73,7 +76,8 @@ impl Site {
     }
 
     fn families(self) -> (bool, bool) {
-        (self != Self::V6Only, matches!(self, Self::Public | Self::HomeDual | Self::V6Only))
+        let v6 = [Self::Public, Self::HomeDual, Self::SymmetricDual, Self::V6Only];
+        (self != Self::V6Only, v6.contains(&self))
     }
 
     /// Plugs a host in at a new place of this kind, `latency` from the internet.
@@ -121,7 +125,8 @@ macro_rules! edges {
 }
 
 /// What the underlay permits two stations, by the strategies that exist: on one LAN, over IPv6, one
-/// side open, both endpoint-independent. False says "not promised", not "impossible".
+/// side open, both endpoint-independent. False says "not promised", not "impossible": where a NAT took a packet that came
+/// too early for its own, only a retry from another port would do.
 pub fn direct_path_possible<M: Machine>(world: &World<M>, a: StationId, b: StationId) -> bool {
     let net = &world.net;
     let (a, b) = (world.host(a), world.host(b));
@@ -142,6 +147,13 @@ pub fn direct_path_possible<M: Machine>(world: &World<M>, a: StationId, b: Stati
     }
     // Behind one carrier's NAT only a hairpin would do, which nobody promises.
     if edges_a.iter().any(|edge| edges_b.contains(edge)) {
+        return false;
+    }
+    let clashed = |edges: &[EdgeId], others: &[EdgeId]| {
+        let external = |other: &EdgeId| net.edge(*other).external;
+        edges.iter().any(|&edge| others.iter().any(|o| net.edge(edge).has_clashed(external(o))))
+    };
+    if clashed(&edges_a, &edges_b) || clashed(&edges_b, &edges_a) {
         return false;
     }
     let all = |edges: &[EdgeId], f: fn(&Behaviour) -> bool| {
