@@ -26,6 +26,8 @@ pub struct Link {
     next: Instant,
     missed: u32,
     waiting: bool,
+    /// The last hello that was acknowledged.
+    acknowledged: u64,
     rtt: Option<Duration>,
     up: bool,
 }
@@ -40,7 +42,16 @@ pub enum Due {
 impl Link {
     /// A link that is up as of now; its first hello is due at once and measures it.
     pub fn new(interval: Duration, now: Instant) -> Self {
-        Self { interval, seq: 0, next: now, missed: 0, waiting: false, rtt: None, up: true }
+        Self {
+            interval,
+            seq: 0,
+            next: now,
+            missed: 0,
+            waiting: false,
+            acknowledged: 0,
+            rtt: None,
+            up: true,
+        }
     }
 
     pub fn is_up(&self) -> bool {
@@ -73,17 +84,22 @@ impl Link {
         }
         self.seq += 1;
         self.waiting = true;
-        self.next =
-            now + if self.missed == 0 { self.interval } else { ANSWER_WITHIN.min(self.interval) };
+        // The first one also tells the far end that we are a neighbour of its.
+        let is_steady = self.missed == 0 && self.acknowledged > 0;
+        self.next = now + if is_steady { self.interval } else { ANSWER_WITHIN.min(self.interval) };
         Some(Due::Hello { seq: self.seq })
     }
 
     /// The far end acknowledged a hello that was sent `sent_us` on our clock, which now shows `now_us`.
     pub fn acknowledged(&mut self, ack: &Hello, now_us: u64, now: Instant) {
-        if ack.seq != self.seq || !self.waiting {
+        if ack.seq != self.seq || ack.seq == self.acknowledged {
             return;
         }
+        self.acknowledged = ack.seq;
         let sample = Duration::from_micros(now_us.saturating_sub(ack.sent_us));
+        if self.rtt.is_none() {
+            self.next = now + self.interval;
+        }
         self.rtt =
             Some(self.rtt.map_or(sample, |rtt| (rtt * (SMOOTHING - 1) + sample) / SMOOTHING));
         self.heard(now);
@@ -103,21 +119,27 @@ mod tests {
 
     #[test]
     fn three_unanswered_hellos_take_a_link_down() {
-        let mut now = Instant::now();
-        let mut link = Link::new(HOME_HELLO, now);
+        let t0 = Instant::now();
+        let mut fresh = Link::new(HOME_HELLO, t0);
+        let mut steady = Link::new(HOME_HELLO, t0);
+        steady.handle_timeout(t0);
+        steady.acknowledged(&Hello { seq: 1, ..Hello::default() }, 10, t0);
+
+        assert_eq!(hellos_until_down(&mut fresh), (3, t0 + Duration::from_secs(6)));
+        assert_eq!(hellos_until_down(&mut steady), (3, t0 + Duration::from_secs(14)));
+        assert_eq!((fresh.poll_timeout(), steady.poll_timeout()), (None, None));
+    }
+
+    /// How many of them, and when it is down.
+    fn hellos_until_down(link: &mut Link) -> (u32, Instant) {
         let mut hellos = 0;
-        let began = now;
-        while link.is_up() {
-            now = link.poll_timeout().unwrap();
+        loop {
+            let now = link.poll_timeout().unwrap();
             match link.handle_timeout(now).unwrap() {
                 Due::Hello { .. } => hellos += 1,
-                Due::Down => break,
+                Due::Down => return (hellos, now),
             }
         }
-
-        assert_eq!(hellos, 3);
-        assert_eq!(now - began, Duration::from_secs(9));
-        assert_eq!(link.poll_timeout(), None);
     }
 
     #[test]
@@ -126,6 +148,8 @@ mod tests {
         let mut link = Link::new(HOME_HELLO, t0);
         assert_eq!(link.handle_timeout(t0), Some(Due::Hello { seq: 1 }));
 
+        // That it is authentic is noticed before what it says.
+        link.heard(t0);
         link.acknowledged(&Hello { seq: 1, sent_us: 1_000, ..Hello::default() }, 31_000, t0);
 
         assert_eq!(link.rtt(), Some(Duration::from_millis(30)));
