@@ -302,7 +302,7 @@ impl Engine {
         adjacency.refused = None;
         adjacency.register_sent = None;
         // The server may have restarted with nothing while our link never went down.
-        self.sync.started(&self.lsdb, node);
+        self.sync.started(&self.lsdb, node, now);
         if !first {
             return;
         }
@@ -373,7 +373,7 @@ impl Engine {
         }
         self.add_link(node, false, now);
         self.flood.add_neighbour(node);
-        self.sync.started(&self.lsdb, node);
+        self.sync.started(&self.lsdb, node, now);
         self.link_lsa.changed(now);
         self.throttle.request(now);
     }

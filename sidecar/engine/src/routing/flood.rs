@@ -18,6 +18,8 @@ use super::lsdb::{Freshness, Lsdb, key_of};
 
 /// Changes that arrive close together are announced together.
 const GATHER: Duration = Duration::from_millis(20);
+/// What was pushed is announced too, after this: a push may be lost.
+const PUSHED: Duration = Duration::from_millis(300);
 /// Pulls under way at once; the next are asked for, together, when half of them are answered.
 const MAX_PULLS: usize = 32;
 /// A pull is asked elsewhere after this.
@@ -92,8 +94,10 @@ impl Flood {
     /// An LSA of ours is new: everybody gets it at once.
     pub fn originated(&mut self, lsdb: &Lsdb, key: LsaKey, now: Instant) {
         let Some(copy) = lsdb.copy(&key, now) else { return };
-        for &node in self.neighbours.keys() {
+        for (&node, neighbour) in &mut self.neighbours {
             self.outputs.push_back((node, Body::Push(Push { copies: vec![copy.clone()] })));
+            neighbour.changed.insert(key);
+            self.announce_at.get_or_insert(now + PUSHED);
         }
     }
 

@@ -9,7 +9,7 @@
 //! So a reconnect is always a delta.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -21,6 +21,9 @@ use wire::{
 use super::lsdb::{BUCKETS, Lsdb};
 
 const INTERVAL: Duration = Duration::from_secs(10);
+/// A new neighbour is compared with at once, and again after these waits, since any part of a round may be lost.
+const FIRST_AGAIN: Duration = Duration::from_secs(1);
+const LAST_AGAIN: Duration = Duration::from_secs(4);
 const HEADS_PER_RECORD: usize = 28;
 
 /// The rounds of one network.
@@ -28,25 +31,34 @@ const HEADS_PER_RECORD: usize = 28;
 pub struct Sync {
     next: Instant,
     turn: usize,
+    /// Neighbours that are new: when they are compared with again, and what the wait was.
+    fresh: BTreeMap<NodeId, (Instant, Duration)>,
     outputs: VecDeque<(NodeId, Body)>,
 }
 
 impl Sync {
     /// `offset` spreads the rounds of many nodes over the interval.
     pub fn new(offset: Duration, now: Instant) -> Self {
-        Self { next: now + offset.min(INTERVAL), turn: 0, outputs: VecDeque::new() }
+        Self {
+            next: now + offset.min(INTERVAL),
+            turn: 0,
+            fresh: BTreeMap::new(),
+            outputs: VecDeque::new(),
+        }
     }
 
     /// A neighbour is new: it is compared with at once.
-    pub fn started(&mut self, lsdb: &Lsdb, node: NodeId) {
+    pub fn started(&mut self, lsdb: &Lsdb, node: NodeId, now: Instant) {
+        self.fresh.insert(node, (now + FIRST_AGAIN, FIRST_AGAIN));
         self.outputs.push_back((node, Body::Digest(digest(lsdb))));
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        Some(self.next)
+        self.fresh.values().map(|(at, _)| *at).chain([self.next]).min()
     }
 
     pub fn handle_timeout(&mut self, lsdb: &Lsdb, neighbours: &[NodeId], now: Instant) {
+        self.ask_fresh(lsdb, neighbours, now);
         if now < self.next {
             return;
         }
@@ -58,6 +70,20 @@ impl Sync {
         if let Some(&node) = neighbours.get(self.turn) {
             self.outputs.push_back((node, Body::Digest(digest(lsdb))));
         }
+    }
+
+    fn ask_fresh(&mut self, lsdb: &Lsdb, neighbours: &[NodeId], now: Instant) {
+        self.fresh.retain(|node, (at, wait)| {
+            if now < *at {
+                return true;
+            }
+            if neighbours.contains(node) {
+                self.outputs.push_back((*node, Body::Digest(digest(lsdb))));
+            }
+            *wait *= 2;
+            *at = now + *wait;
+            *wait <= LAST_AGAIN && neighbours.contains(node)
+        });
     }
 
     pub fn on_digest(&mut self, lsdb: &Lsdb, from: NodeId, theirs: &Digest) {
