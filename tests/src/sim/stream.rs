@@ -1,8 +1,8 @@
 //! A small TCP for stream carriers: connects through the same edges and links as everything else,
 //! delivers datagrams reliably and in order, and gives up when nothing is acknowledged.
 //!
-//! It repeats from the first unacknowledged segment after a fixed time, doubled each time; that is
-//! enough to be slow under loss, as TCP is, and to break when its path does.
+//! It repeats from the first unacknowledged segment after a fixed time, doubled each time, and then two segments for each
+//! that is acknowledged (slow start); that is enough to be slow under loss, as TCP is, and to break when its path does.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -73,6 +73,8 @@ pub struct Stream {
     waiting: VecDeque<Bytes>,
     flight: BTreeMap<u64, Bytes>,
     next_seq: u64,
+    /// What was in flight at the last timeout counts as lost: all below the second, of which the first is next.
+    lost: (u64, u64),
     expected: u64,
     early: BTreeMap<u64, Bytes>,
     rto: Duration,
@@ -105,6 +107,7 @@ impl Stream {
             waiting: VecDeque::new(),
             flight: BTreeMap::new(),
             next_seq: 0,
+            lost: (0, 0),
             expected: 0,
             early: BTreeMap::new(),
             rto: RTO_FIRST,
@@ -169,9 +172,19 @@ impl Stream {
         self.deadline = Some(now + self.rto);
         if self.state == State::Connecting {
             self.out.push_back(Segment::bare(SegmentKind::Syn));
-        } else if let Some((&seq, bytes)) = self.flight.first_key_value() {
-            let bytes = bytes.clone();
-            self.out.push_back(Segment { kind: SegmentKind::Data, seq, ack: self.expected, bytes });
+        } else if let Some((&first, _)) = self.flight.first_key_value() {
+            self.lost = (first, self.next_seq);
+            self.repeat(1);
+        }
+    }
+
+    /// Sends this many of the lost segments again.
+    fn repeat(&mut self, count: usize) {
+        let (next, end) = self.lost;
+        for (&seq, bytes) in self.flight.range(next..end.max(next)).take(count) {
+            let (ack, bytes) = (self.expected, bytes.clone());
+            self.out.push_back(Segment { kind: SegmentKind::Data, seq, ack, bytes });
+            self.lost.0 = seq + 1;
         }
     }
 
@@ -216,6 +229,7 @@ impl Stream {
             self.progress = now;
             self.rto = RTO_FIRST;
             self.deadline = (!self.flight.is_empty()).then_some(now + self.rto);
+            self.repeat(2 * (before - self.flight.len()));
         }
         self.fill(now);
     }
@@ -252,6 +266,27 @@ mod tests {
         }
         assert!(received.iter().enumerate().all(|(n, bytes)| bytes[..] == [n as u8]));
         assert_eq!(a.state, State::Open);
+    }
+
+    #[test]
+    fn a_window_that_a_hole_swallowed_is_there_soon_after() {
+        let mut a = Stream::connect(1, "5.0.0.2:443".parse().unwrap(), Duration::ZERO);
+        let mut b = Stream::accept(443, "5.0.0.1:1".parse().unwrap(), Duration::ZERO);
+        b.poll_segment().into_iter().for_each(|segment| drop(a.handle_segment(segment, 0.s())));
+        (0..200).for_each(|n| assert!(a.send(Bytes::from(vec![n]), Duration::ZERO)));
+        while a.poll_segment().is_some() {}
+        let mut received = 0;
+        let mut now = Duration::ZERO;
+
+        while received < 200 {
+            now += 20.ms();
+            a.handle_timeout(now);
+            let sent: Vec<_> = std::iter::from_fn(|| a.poll_segment()).collect();
+            received += sent.into_iter().map(|s| b.handle_segment(s, now).len()).sum::<usize>();
+            let acks: Vec<_> = std::iter::from_fn(|| b.poll_segment()).collect();
+            acks.into_iter().for_each(|ack| drop(a.handle_segment(ack, now)));
+            assert!(now < 500.ms(), "stuck after {received}");
+        }
     }
 
     #[test]
