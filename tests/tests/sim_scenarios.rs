@@ -447,3 +447,46 @@ fn set_server_distance(mesh: &mut Mesh, member: usize, server: usize, one_way: D
     let b = site::place(&mesh.world, mesh.server_station(server));
     mesh.world.net.set_distance(a, b, one_way);
 }
+
+#[test]
+fn records_that_come_before_a_worker_knows_their_session_are_not_lost() {
+    // Longer than any round trip here: what a new session's first records say reaches old tables.
+    let mut mesh = Mesh::new(31).lagging(120.ms()).servers(1);
+    mesh = mesh.node(Site::HomeNat).node(Site::HomeNat);
+
+    let took = mesh.run_until(converged, 10.s()).expect("members find each other");
+
+    assert!(took < 1.s(), "{took:?}");
+    let first = mesh.ping(0, 1, 2.s()).expect("the first packet is relayed");
+    assert!(first < 500.ms(), "{first:?}");
+}
+
+#[test]
+fn members_that_attach_to_a_carrying_member_at_one_moment_reach_each_other_soon() {
+    for_seeds(
+        "sim_scenarios",
+        "members_that_attach_to_a_carrying_member_at_one_moment_reach_each_other_soon",
+        0..40,
+        |seed| {
+            let mut mesh = Mesh::new(seed)
+                .lagging((seed % 4 * 15).ms())
+                .node_with(Site::Public, |member| member.transit = true)
+                .node_at(Site::Symmetric, &[0])
+                .node_at(Site::Symmetric, &[0]);
+            let patience = if seed % 2 == 0 { 2.s() } else { 15.s() };
+            if seed % 2 == 1 {
+                (0..3).for_each(|number| scenario::loss(number, 2)(&mut mesh));
+            }
+
+            let meets = |mesh: &mut Mesh| {
+                [(1, 2), (2, 1), (0, 1), (0, 2)].iter().all(|&(from, to)| {
+                    let usable = [PeerState::Idle, PeerState::Relayed, PeerState::Direct];
+                    usable.contains(&mesh.state(from, to))
+                })
+            };
+            let took = mesh.run_until(meets, 40.s());
+
+            assert!(took.is_some_and(|took| took < patience), "seed {seed}: {took:?}");
+        },
+    );
+}

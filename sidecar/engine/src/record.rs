@@ -1,9 +1,16 @@
 //! Control records as they travel: whole, or in pieces where they do not fit a datagram.
 
-use prost::Message;
-use wire::control::{Body, Chunk, Control};
+use std::time::Instant;
 
-use crate::reassembly::Reassembly;
+use prost::Message;
+use session::transport::{OpenError, Session};
+use wire::{
+    control::{Body, Chunk, Control},
+    datagram::DATA_HEADER_LEN,
+    packet::Kind,
+};
+
+use crate::{drops::DropReason, reassembly::Reassembly};
 
 /// Bytes of one control record that fit any path: 1200 less the underlay's headers, TRANSIT and DATA.
 const RECORD_MOST: usize = 1050;
@@ -24,6 +31,27 @@ pub(crate) fn encode(body: Body, id: u64) -> Vec<Vec<u8>> {
                 .encode_to_vec()
         })
         .collect()
+}
+
+/// Opens a DATA datagram that came as it was: the tables of a worker are a moment older than a new session.
+pub(crate) fn open(
+    session: &Session,
+    datagram: &[u8],
+    now: Instant,
+) -> Result<(Kind, Vec<u8>), DropReason> {
+    if session.is_expired(now) {
+        return Err(DropReason::KeyExpired);
+    }
+    let mut datagram = datagram.to_vec();
+    let opened = session.open(&mut datagram).map_err(|error| match error {
+        OpenError::Malformed => DropReason::Malformed,
+        OpenError::Forged => DropReason::Forged,
+    })?;
+    if !session.accept_one(opened.counter) {
+        return Err(DropReason::Replayed);
+    }
+    datagram.truncate(DATA_HEADER_LEN + opened.len);
+    Ok((opened.kind, datagram.split_off(DATA_HEADER_LEN)))
 }
 
 /// What a record's plaintext says.

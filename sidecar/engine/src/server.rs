@@ -340,7 +340,7 @@ impl Server {
                 self.transmit(arrival.hop, answer.to_vec());
             }
             Some(Datagram::Stun(bytes)) => self.on_stun(arrival, bytes, now),
-            Some(Datagram::Data(_)) => self.drops.count(DropReason::UnknownSession),
+            Some(Datagram::Data(data)) => self.on_data(arrival, data.receiver_index, bytes, now),
             Some(
                 Datagram::Response(_)
                 | Datagram::Cookie(_)
@@ -464,6 +464,17 @@ impl Server {
                 self.events.push_back(Event::Authenticated(id));
             }
             self.link(index);
+        }
+    }
+
+    /// A record that a worker could not open: its tables were older than the session.
+    fn on_data(&mut self, arrival: Arrival, index: u32, datagram: &[u8], now: Instant) {
+        let Some(session) = self.sessions.get(&index) else {
+            return self.drops.count(DropReason::UnknownSession);
+        };
+        match record::open(session, datagram, now) {
+            Ok((kind, plaintext)) => self.on_record(arrival, index, kind, &plaintext, now),
+            Err(reason) => self.drops.count(reason),
         }
     }
 

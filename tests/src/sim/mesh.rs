@@ -54,6 +54,7 @@ pub struct Mesh {
     pub traffic: Traffic,
     servers: Vec<StationId>,
     members: Vec<Post>,
+    lag: Duration,
     master: Master,
     deeds: Deeds,
 }
@@ -64,6 +65,8 @@ pub struct Post {
     pub station: StationId,
     pub member: Member,
     pub site: Site,
+    /// Other members whose bare addresses it is configured with.
+    pub names: Vec<usize>,
     starts: u64,
 }
 
@@ -87,9 +90,16 @@ impl Mesh {
             traffic: Traffic::default(),
             servers: Vec::new(),
             members: Vec::new(),
+            lag: Duration::ZERO,
             master: Master::from_bytes([7; 32]),
             deeds: Deeds::default(),
         }
+    }
+
+    /// New tables reach the workers of whatever starts from now on this late.
+    #[must_use]
+    pub fn lagging(self, lag: Duration) -> Self {
+        Self { lag, ..self }
     }
 
     /// Adds public servers, 1 ms from the internet.
@@ -121,6 +131,15 @@ impl Mesh {
     #[must_use]
     pub fn node(self, site: Site) -> Self {
         self.node_with(site, |_| {})
+    }
+
+    /// The same, configured with the bare addresses of other members.
+    #[must_use]
+    pub fn node_at(mut self, site: Site, names: &[usize]) -> Self {
+        let number = self.add(site, 10.ms());
+        self.members[number].names = names.to_vec();
+        self.start(number);
+        self
     }
 
     /// The same, told something else than usual.
@@ -155,7 +174,7 @@ impl Mesh {
         let station = self.world.add_station(host);
         let number = self.members.len();
         let member = Member::new(number as u64, &self.master);
-        self.members.push(Post { station, member, site, starts: 0 });
+        self.members.push(Post { station, member, site, names: Vec::new(), starts: 0 });
         number
     }
 
@@ -261,6 +280,9 @@ impl Mesh {
         let site = self.members[number].site;
         let entries: Vec<_> =
             (0..self.servers.len()).map(|server| self.entry(server, site)).collect();
+        let named = self.members[number].names.clone();
+        let named: Vec<_> =
+            named.into_iter().map(|other| self.addresses(self.host(other), PORT)).collect();
         let (unix, now) = (self.unix(), self.world.instant());
         let seed = self.world.seed;
         let post = &mut self.members[number];
@@ -272,9 +294,15 @@ impl Mesh {
             post.member.bootstrap.push((first, transport, Some(identity(b's', server).keys())));
             post.member.alternates.push(addrs);
         }
+        for mut addrs in named {
+            let Some(first) = addrs.pop() else { continue };
+            post.member.bootstrap.push((first, Transport::Udp, None));
+            post.member.alternates.push(addrs);
+        }
         post.starts += 1;
         let seed = seed << 32 ^ (number as u64) << 8 ^ post.starts;
-        let node = Node::member(&post.member, seed, unix, now);
+        let mut node = Node::member(&post.member, seed, unix, now);
+        node.lag = self.lag;
         post.member.boot = session::freshness::boot_counter(post.member.boot, unix);
         let station = post.station;
         self.world.start(station, node);
@@ -284,12 +312,16 @@ impl Mesh {
     fn entry(&self, server: usize, from: Site) -> (Vec<SocketAddr>, Transport) {
         let (transport, port) =
             if from == Site::UdpBlocked { (Transport::Tcp, HTTPS) } else { (Transport::Udp, PORT) };
-        let uplink = self.world.net.uplink(self.world.host(self.servers[server]));
+        (self.addresses(self.world.host(self.servers[server]), port), transport)
+    }
+
+    fn addresses(&self, host: HostId, port: u16) -> Vec<SocketAddr> {
+        let uplink = self.world.net.uplink(host);
         let addrs = uplink.into_iter().flat_map(|uplink| {
             let (v4, v6) = (uplink.v4.map(IpAddr::V4), uplink.v6.map(IpAddr::V6));
             [v4, v6].into_iter().flatten().map(|ip| SocketAddr::new(ip, port))
         });
-        (addrs.collect(), transport)
+        addrs.collect()
     }
 
     /// Ends a member without a word; what it kept stays.
@@ -319,7 +351,8 @@ impl Mesh {
         self.stop_server(number);
         let (unix, now, seed) = (self.unix(), self.world.instant(), self.world.seed);
         let seed = seed << 32 ^ unix << 8 ^ number as u64;
-        let node = Node::server(number as u64, !seed, unix, now);
+        let mut node = Node::server(number as u64, !seed, unix, now);
+        node.lag = self.lag;
         self.world.start(self.servers[number], node);
     }
 

@@ -136,8 +136,13 @@ enum Core {
 pub struct Node {
     core: Core,
     fib: Arc<Fib>,
+    /// The tables that the worker does not see yet, and since when it does.
+    late: VecDeque<(Instant, Arc<Fib>)>,
+    worker: Arc<Fib>,
     outs: VecDeque<Out>,
     deaf: bool,
+    /// New tables reach the worker this late.
+    pub lag: Duration,
     pub host: Host,
     pub persist: Persist,
     pub notices: Vec<(Instant, Notice)>,
@@ -172,11 +177,15 @@ impl Node {
     }
 
     fn new(id: NodeId, core: Core, now: Instant) -> Self {
+        let fib = Arc::new(Fib::new(id, now, 1320));
         let mut node = Self {
             core,
-            fib: Arc::new(Fib::new(id, now, 1320)),
+            worker: Arc::clone(&fib),
+            fib,
+            late: VecDeque::new(),
             outs: VecDeque::new(),
             deaf: false,
+            lag: Duration::ZERO,
             host: Host::default(),
             persist: Persist { claim: None },
             notices: Vec::new(),
@@ -250,9 +259,12 @@ impl Node {
 
     fn on_event(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Fib(fib) => self.fib = fib,
+            Event::Fib(fib) => {
+                self.fib = Arc::clone(&fib);
+                self.late.push_back((now + self.lag, fib));
+            }
             Event::Host(host) => self.host = host,
-            Event::Release(packet) => self.encapsulate(packet, now),
+            Event::Release(packet) => self.encapsulate(&Arc::clone(&self.fib), packet, now),
             Event::Deliver(packet) => self.outs.push_back(Out::Tun(packet)),
             Event::Dial { dial, remote, .. } => self.outs.push_back(Out::Dial { dial, remote }),
             Event::Authenticated(_) => {}
@@ -275,12 +287,19 @@ impl Node {
         }
     }
 
-    fn encapsulate(&mut self, mut packet: Vec<u8>, now: Instant) {
-        let fib = Arc::clone(&self.fib);
+    /// The tables of the worker.
+    fn tables(&mut self, now: Instant) -> Arc<Fib> {
+        while let Some((_, fib)) = self.late.pop_front_if(|(at, _)| *at <= now) {
+            self.worker = fib;
+        }
+        Arc::clone(&self.worker)
+    }
+
+    fn encapsulate(&mut self, fib: &Fib, mut packet: Vec<u8>, now: Instant) {
         let mut collect = Collect::default();
         let icmp = WORKER.with_borrow_mut(|(outbox, _)| {
             let virtio = Virtio::default();
-            let icmp = fastpath::encapsulate(&fib, &virtio, &mut packet, now, outbox, &mut collect);
+            let icmp = fastpath::encapsulate(fib, &virtio, &mut packet, now, outbox, &mut collect);
             outbox.flush(&mut collect);
             icmp
         });
@@ -289,7 +308,7 @@ impl Node {
     }
 
     fn decapsulate(&mut self, hop: Hop, mut bytes: Vec<u8>, now: Instant) {
-        let fib = Arc::clone(&self.fib);
+        let fib = self.tables(now);
         let mut collect = Collect::default();
         let whole = 0..bytes.len();
         WORKER.with_borrow_mut(|(_, inbox)| {
@@ -330,7 +349,10 @@ impl Machine for Node {
     fn handle(&mut self, input: In, now: Instant) {
         match input {
             In::Datagram { hop, bytes } => self.decapsulate(hop, bytes, now),
-            In::Tun(packet) => self.encapsulate(packet, now),
+            In::Tun(packet) => {
+                let fib = self.tables(now);
+                self.encapsulate(&fib, packet, now);
+            }
             In::Sockets(sockets) => {
                 let sockets = sockets
                     .into_iter()

@@ -38,7 +38,7 @@ impl Engine {
             Some(Datagram::Probe(probe)) => self.on_probe(arrival, &probe, now),
             Some(Datagram::Whois(whois)) => self.on_whois(arrival, &whois, now),
             Some(Datagram::Stun(bytes)) => self.on_stun(bytes, now),
-            Some(Datagram::Data(_)) => self.drop_packet(DropReason::UnknownSession),
+            Some(Datagram::Data(data)) => self.on_data(arrival, data.receiver_index, bytes, now),
             Some(Datagram::Transit(_)) | None => self.drop_packet(DropReason::Malformed),
         }
     }
@@ -449,6 +449,17 @@ impl Engine {
         }
     }
 
+    /// A record that a worker could not open: its tables were older than the session.
+    fn on_data(&mut self, arrival: Arrival, index: u32, datagram: &[u8], now: Instant) {
+        let Some(session) = self.sessions.get(&index) else {
+            return self.drop_packet(DropReason::UnknownSession);
+        };
+        match record::open(session, datagram, now) {
+            Ok((kind, plaintext)) => self.on_record(arrival, index, kind, &plaintext, now),
+            Err(reason) => self.drop_packet(reason),
+        }
+    }
+
     pub(super) fn on_record(
         &mut self,
         arrival: Arrival,
@@ -482,9 +493,13 @@ impl Engine {
             }
             RecordKind::Keepalive => {}
             RecordKind::Fragment => self.on_fragment(node, plaintext),
-            RecordKind::Ip | RecordKind::IpPartial | RecordKind::Super => {
-                self.drop_packet(DropReason::Malformed)
+            RecordKind::Ip => self.deliver(node, plaintext.to_vec()),
+            RecordKind::IpPartial => {
+                let mut packet = plaintext.to_vec();
+                wire::ip::complete(&mut packet);
+                self.deliver(node, packet);
             }
+            RecordKind::Super => self.drop_packet(DropReason::Malformed),
         }
         self.drain_agent(node, now);
     }
@@ -524,15 +539,24 @@ impl Engine {
 
     fn on_fragment(&mut self, from: NodeId, piece: &[u8]) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        let Some(packet) = peer.fragments.take_piece(piece) else { return };
-        let Some((src, _)) = wire::ip::addresses(&packet) else {
+        if let Some(packet) = peer.fragments.take_piece(piece) {
+            self.deliver(from, packet);
+        }
+    }
+
+    /// Puts a packet of a peer's into the TUN, if its addresses may stand in it.
+    fn deliver(&mut self, from: NodeId, packet: Vec<u8>) {
+        let Some((src, dst)) = wire::ip::addresses(&packet) else {
             return self.drop_packet(DropReason::NotIp);
         };
-        if self.entries.get(&from).is_some_and(|entry| entry.allows(src)) {
-            self.events.push_back(Event::Deliver(packet));
-        } else {
-            self.drop_packet(self.local().refusal(src));
+        let local = self.local();
+        if !self.entries.get(&from).is_some_and(|entry| entry.allows(src)) {
+            return self.drop_packet(local.refusal(src));
         }
+        if !local.accepts(dst) {
+            return self.drop_packet(DropReason::NotOurs);
+        }
+        self.events.push_back(Event::Deliver(packet));
     }
 
     fn on_peer_leave(&mut self, node: NodeId, now: Instant) {
