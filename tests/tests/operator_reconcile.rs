@@ -220,7 +220,6 @@ async fn of_two_operators_one_leads_and_the_other_takes_over_without_renumbering
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "was never seen to pass"]
 async fn an_api_server_that_goes_and_comes_back_changes_nothing() {
     let bed = Bed::start(Options::default(), 2).await;
     let operator = bed.operator("op-1").await;
