@@ -45,6 +45,11 @@ impl Failure {
         matches!(self, Self::Refused(kube::Error::Api(status)) if status.is_forbidden())
     }
 
+    /// The API server answered; asking the same again gets the same answer.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Refused(kube::Error::Api(_)))
+    }
+
     /// The version to watch from is gone.
     pub fn is_expired(&self) -> bool {
         matches!(self, Self::Refused(kube::Error::Api(status)) if status.code == 410)

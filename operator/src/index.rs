@@ -37,6 +37,7 @@ pub type Objects<T> = BTreeMap<String, Arc<T>>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed {
     pub error: String,
+    pub uid: String,
     pub generation: Option<i64>,
 }
 

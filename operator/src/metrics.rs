@@ -58,6 +58,7 @@ pub struct Metrics {
     answers: Family<OutcomeLabel, Histogram>,
     queues: Family<QueueLabel, Gauge>,
     networks: Gauge,
+    malformed: Gauge,
     members: Gauge,
     leader: Gauge,
     requests: Requests,
@@ -74,7 +75,8 @@ impl Metrics {
         let passes = Histogram::new(exponential_buckets(0.001, 4.0, 7));
         let writes = Family::default();
         let queues = Family::default();
-        let (networks, members, leader) = (Gauge::default(), Gauge::default(), Gauge::default());
+        let (networks, malformed) = (Gauge::default(), Gauge::default());
+        let (members, leader) = (Gauge::default(), Gauge::default());
         registry.register_with_unit(
             "plan",
             "Time to plan all networks once",
@@ -96,6 +98,7 @@ impl Metrics {
         let queues: Family<QueueLabel, Gauge> = queues;
         registry.register("queue_length", "Writes that wait", queues.clone());
         registry.register("networks", "EasyNetworks that the feed delivers", networks.clone());
+        registry.register("malformed", "Objects that do not parse", malformed.clone());
         registry.register("members", "Members that the feed delivers to", members.clone());
         registry.register("leader", "1 if this operator holds the lease", leader.clone());
         Self {
@@ -104,6 +107,7 @@ impl Metrics {
             answers,
             queues,
             networks,
+            malformed,
             members,
             leader,
             requests,
@@ -150,6 +154,10 @@ impl Metrics {
         let members: usize = table.networks.values().map(|network| network.members.len()).sum();
         self.networks.set(i64::try_from(table.networks.len()).unwrap_or(i64::MAX));
         self.members.set(i64::try_from(members).unwrap_or(i64::MAX));
+    }
+
+    pub fn malformed(&self, objects: usize) {
+        self.malformed.set(i64::try_from(objects).unwrap_or(i64::MAX));
     }
 
     pub fn leads(&self, leads: bool) {

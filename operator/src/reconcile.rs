@@ -282,6 +282,12 @@ impl Reconciler {
                 tracing::debug!(?key, is_known = written.is_some(), "Status written");
                 false
             }
+            Done::Status(key @ Key::Malformed(_), Err(failure)) if failure.is_answer() => {
+                self.metrics.wrote_status(outcome(&failure));
+                tracing::debug!(?key, error = %failure, "Status not taken");
+                self.gate.handle_refused(&key, now);
+                false
+            }
             Done::Status(key, Err(failure)) => {
                 self.metrics.wrote_status(outcome(&failure));
                 if failure.is_not_found() {
@@ -415,7 +421,8 @@ impl Reconciler {
         }
         self.queue.want(&world, |_| true, objects, obsolete, now);
         self.gate.forget(|key| match key {
-            Key::Network(name) => !world.networks.contains_key(name) && !is_malformed(&world, name),
+            Key::Malformed(name) => !is_malformed(&world, name),
+            Key::Network(name) => !world.networks.contains_key(name),
             Key::Peer(name) => !world.peers.contains_key(name),
         });
         table.whole = names_of_networks(&world).all(|network| table.networks.contains_key(network));
@@ -637,16 +644,18 @@ impl Reconciler {
         has_room
     }
 
-    /// Of an EasyNetwork that does not parse the status says so; all that runs is left alone.
+    /// Of an EasyNetwork that does not parse an Event and the status say so; all that runs is left alone.
     fn offer_malformed(&mut self, world: &World, unix: i64, now: Instant) {
+        self.metrics.malformed(world.malformed.len());
         for ((kind, name), malformed) in &world.malformed {
             if *kind != "EasyNetwork" {
                 continue;
             }
-            let status = plan::status::malformed(&malformed.error, malformed.generation, &[], unix);
+            let (status, notice) = plan::status::malformed(name, malformed, unix);
+            self.tell(notice);
             let status = Status::Network(Box::new(status));
             // What was written cannot be read back, so it is compared with what was last offered.
-            let key = Key::Network(name.clone());
+            let key = Key::Malformed(name.clone());
             let last = self.gate.last(&key).cloned();
             let unchanged = last.as_ref().is_some_and(|last| !last.is_transition_to(&status));
             if !unchanged {

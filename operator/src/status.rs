@@ -44,6 +44,8 @@ const BELIEVED: Duration = Duration::from_secs(10);
 /// Whose status.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
+    /// An EasyNetwork that does not parse; the API server may not take a status for it.
+    Malformed(String),
     Network(String),
     Peer(String),
 }
@@ -105,8 +107,8 @@ impl Gate {
             (_, None) => now,
             _ if is_urgent => now,
             (Key::Peer(_), Some(last)) => last.at + PEER_PAUSE,
-            (Key::Network(_), Some(last)) if last.spare_at(now) >= 1.0 => now,
-            (Key::Network(_), Some(last)) => last.at + NETWORK_PAUSE,
+            (Key::Network(_) | Key::Malformed(_), Some(last)) if last.spare_at(now) >= 1.0 => now,
+            (Key::Network(_) | Key::Malformed(_), Some(last)) => last.at + NETWORK_PAUSE,
         };
         if let Some(waiting) = self.waiting.get_mut(&key) {
             waiting.status = status;
@@ -114,7 +116,7 @@ impl Gate {
             waiting.not_before = waiting.not_before.min(earliest);
             return true;
         }
-        if self.waiting.len() >= MOST && !matches!(key, Key::Network(_)) {
+        if self.waiting.len() >= MOST && matches!(key, Key::Peer(_)) {
             return false;
         }
         self.waiting.insert(key, Waiting { status, not_before: earliest, is_urgent });
@@ -166,6 +168,11 @@ impl Gate {
         let last = Last { status: status.clone(), at: now, spare, backoff: Backoff::default() };
         self.last.insert(key.clone(), last);
         Some(status)
+    }
+
+    /// The API server does not take this status; it is not tried again, another one is.
+    pub fn handle_refused(&mut self, key: &Key, now: Instant) {
+        self.handle_written(key, now);
     }
 
     /// A write failed; it is tried again later, unless a newer status was offered meanwhile.
@@ -261,7 +268,7 @@ pub async fn write(client: Client, key: &Key, status: &Status) -> Result<(), Fai
         })
     };
     match (key, status) {
-        (Key::Network(name), Status::Network(status)) => {
+        (Key::Network(name) | Key::Malformed(name), Status::Network(status)) => {
             let patch = Patch::Apply(body("EasyNetwork", name, json!(status)));
             let networks: Api<kube::core::DynamicObject> =
                 Api::all_with(client, &kube::core::ApiResource::erase::<EasyNetwork>(&()));
@@ -273,7 +280,8 @@ pub async fn write(client: Client, key: &Key, status: &Status) -> Result<(), Fai
                 Api::all_with(client, &kube::core::ApiResource::erase::<EasyPeer>(&()));
             api::within(api::WITHIN, peers.patch_status(name, &params, &patch)).await?;
         }
-        (Key::Network(_), Status::Peer(_)) | (Key::Peer(_), Status::Network(_)) => {}
+        (Key::Network(_) | Key::Malformed(_), Status::Peer(_))
+        | (Key::Peer(_), Status::Network(_)) => {}
     }
     Ok(())
 }
@@ -467,6 +475,22 @@ mod tests {
 
         assert_eq!(drain(&mut gate, t0), []);
         assert_eq!(drain(&mut gate, t0 + s(1)), [(key("a"), peer(PeerState::Connected, 1))]);
+    }
+
+    #[test]
+    fn a_refused_status_is_not_tried_again_but_another_one_is() {
+        let t0 = Instant::now();
+        let mut gate = Gate::new(t0);
+        let malformed = Key::Malformed("n".to_owned());
+        gate.offer(malformed.clone(), None, network(1, 1), t0);
+        gate.poll_write(t0).unwrap();
+
+        gate.handle_refused(&malformed, t0);
+
+        assert_eq!(drain(&mut gate, t0 + s(100)), []);
+        assert_eq!(gate.last(&malformed), Some(&network(1, 1)));
+        gate.offer(malformed.clone(), None, network(1, 2), t0 + s(100));
+        assert_eq!(drain(&mut gate, t0 + s(100)), [(malformed, network(1, 2))]);
     }
 
     #[test]

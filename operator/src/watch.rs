@@ -210,8 +210,9 @@ where
             Ok(object) => (key, Ok(Arc::new((self.take)(object)))),
             Err(invalid) => {
                 tracing::warn!(watcher = self.name, object = %key, error = %invalid.error, "An object does not parse");
-                let malformed =
-                    Malformed { error: invalid.error, generation: invalid.metadata.generation };
+                let ObjectMeta { uid, generation, .. } = invalid.metadata;
+                let uid = uid.unwrap_or_default();
+                let malformed = Malformed { error: invalid.error, uid, generation };
                 (key, Err(malformed))
             }
         }

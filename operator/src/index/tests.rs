@@ -9,7 +9,11 @@ fn network(name: &str, cluster: &str) -> Arc<EasyNetwork> {
 }
 
 fn malformed() -> Malformed {
-    Malformed { error: "invalid type: integer `7`".to_owned(), generation: Some(3) }
+    Malformed {
+        error: "invalid type: integer `7`".to_owned(),
+        uid: "1".to_owned(),
+        generation: Some(3),
+    }
 }
 
 #[test]

@@ -23,7 +23,11 @@ use super::{
     Credentials, Desired, Input, LocalRanges, Reported, agents, cni::Unclear, config::Common,
     ranges,
 };
-use crate::{feed::MemberKey, index::Pod, ipam, names};
+use crate::{
+    feed::MemberKey,
+    index::{Malformed, Pod},
+    ipam, names,
+};
 
 /// A new leader hears of members as they connect again; so long it believes what was written last.
 pub const HEARING: i64 = 90;
@@ -381,14 +385,15 @@ pub(super) fn conclude(
     desired.events.extend(findings.notices);
 }
 
-/// The status of an EasyNetwork that does not parse: all that can be said of it.
-pub fn malformed(
-    error: &str,
-    generation: Option<i64>,
-    previous: &[Condition],
-    now: i64,
-) -> EasyNetworkStatus {
-    let sentence = format!("the object does not parse and is left alone: {error}");
+/// What is said of an EasyNetwork that does not parse: its status, and an Event for when the API server takes no status for it.
+pub fn malformed(name: &str, malformed: &Malformed, now: i64) -> (EasyNetworkStatus, Notice) {
+    let sentence = format!("the object does not parse and is left alone: {}", malformed.error);
+    let notice = Notice {
+        about: About::Network { name: name.to_owned(), uid: malformed.uid.clone() },
+        warning: true,
+        reason: Reason::Malformed.as_str().to_owned(),
+        message: sentence.clone(),
+    };
     let conditions = ConditionType::ALL.into_iter().map(|kind| {
         let (status, reason) = match kind {
             ConditionType::Accepted | ConditionType::Ready => ("False", Reason::Malformed),
@@ -404,16 +409,17 @@ pub fn malformed(
             status,
             reason.as_str(),
             sentence.clone(),
-            generation,
-            previous,
+            malformed.generation,
+            &[],
             now,
         )
     });
-    EasyNetworkStatus {
-        observed_generation: generation,
+    let status = EasyNetworkStatus {
+        observed_generation: malformed.generation,
         conditions: conditions.collect(),
         ..EasyNetworkStatus::default()
-    }
+    };
+    (status, notice)
 }
 
 /// Events for what changed between two statuses of a network.
