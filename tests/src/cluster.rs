@@ -23,6 +23,7 @@
 //! - The programs come from `tests/scripts/prepare-cluster` or from `KUBEBUILDER_ASSETS`.
 
 mod audit;
+pub mod bed;
 mod binaries;
 mod image;
 mod node;

@@ -58,15 +58,6 @@ impl Image {
     /// # Panics
     /// When something of it is missing.
     pub fn easynet() -> Self {
-        let exe = std::env::current_exe().expect("the path of this program");
-        let built = |name: &str| {
-            let folder = exe.ancestors().find(|folder| folder.join(name).is_file());
-            folder
-                .unwrap_or_else(|| {
-                    panic!("no {name} beside the tests: run `cargo build --workspace`")
-                })
-                .join(name)
-        };
         Self::new("easynet:dev", &["/bin/easynet"])
             .dynamic_program("bin/easynet", built("easynet"))
             .dynamic_program("bin/easynet-operator", built("easynet-operator"))
@@ -148,6 +139,18 @@ impl Image {
         }
         tar.finish()
     }
+}
+
+/// A program of the product as it was built beside this one.
+///
+/// # Panics
+/// When it is not there; the message says how to build it.
+pub(super) fn built(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().expect("the path of this program");
+    let folder = exe.ancestors().find(|folder| folder.join(name).is_file());
+    folder
+        .unwrap_or_else(|| panic!("no {name} beside the tests: run `cargo build --workspace`"))
+        .join(name)
 }
 
 /// `a/b` and `a` of `a/b/c`.
