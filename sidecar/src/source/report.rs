@@ -16,6 +16,7 @@ use netio::{
 };
 use rpc::feed::{Condition, MAX_TRANSITIONS, Peers, Status, Transition};
 use tokio::sync::{oneshot, watch};
+use wire::lsa::ClusterBody;
 
 use super::feed::Up;
 use crate::{admin::Answers, view::Facts};
@@ -73,11 +74,16 @@ fn status(view: &View, facts: &Facts, revision: u64) -> Status {
     let snapshot = &view.snapshot;
     let seen = facts.status(view);
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let refused = snapshot.routes.iter().filter(|route| route.state == RouteState::Rejected);
     let name = |node| {
         let peer = snapshot.peers.iter().find(|peer| peer.node == node);
         peer.map_or_else(|| node.to_string(), |peer| peer.hostname.clone())
     };
+    // Within a cluster its own network leads to the pods, and nobody imports them.
+    let own = own_cluster(&facts.hostname, &snapshot.issued.clusters);
+    let refused = snapshot.routes.iter().filter(|route| {
+        let is_own = own.is_some_and(|own| is_of_cluster(&name(route.node), own));
+        route.state == RouteState::Rejected && !is_own
+    });
     let mut ports: Vec<u32> =
         facts.sockets.table().values().map(|socket| u32::from(socket.local().port())).collect();
     ports.sort_unstable();
@@ -118,6 +124,16 @@ fn status(view: &View, facts: &Facts, revision: u64) -> Status {
         members: count(snapshot.issued.members),
         ports,
     }
+}
+
+/// The cluster that a node is of, by its host name, which the operator gave: `NODE.CLUSTER`.
+fn own_cluster<'a>(hostname: &str, clusters: &'a [ClusterBody]) -> Option<&'a str> {
+    let mut names = clusters.iter().map(|cluster| cluster.name.as_str());
+    names.find(|cluster| is_of_cluster(hostname, cluster))
+}
+
+fn is_of_cluster(hostname: &str, cluster: &str) -> bool {
+    hostname.rsplit_once('.').is_some_and(|(_, of)| of == cluster)
 }
 
 /// What happened since the last look, as far as it concerns whoever configures the node.
@@ -187,4 +203,21 @@ fn concerns(kind: NoticeKind) -> bool {
 fn millis(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_name_that_the_operator_gave_names_its_cluster() {
+        let cluster = |name: &str| ClusterBody { name: name.into(), ..ClusterBody::default() };
+        let clusters = [cluster("fra1"), cluster("ams1")];
+
+        assert_eq!(own_cluster("n1.fra1", &clusters), Some("fra1"));
+        assert_eq!(own_cluster("ip-10-0-0-7.ec2.internal.ams1", &clusters), Some("ams1"));
+        for other in ["n1", "fra1", "n1.fra2", "laptop.example.com"] {
+            assert_eq!(own_cluster(other, &clusters), None, "{other}");
+        }
+    }
 }
