@@ -35,6 +35,7 @@ use kube::{Api, Client, Config};
 use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
 use ring::rand::SecureRandom;
 use task::{CancellationToken, TaskGroup};
+use telemetry::Telemetry;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -43,7 +44,7 @@ use tokio::{
 
 use crate::{
     api::{self, Requests},
-    args::{Cli, Command, Join, Retire, Run},
+    args::{Cli, Command, Join, Log, Retire, Run},
     feed, http,
     index::{self, Change, FeedService, Index, Live, Node, Pod, Secret, World},
     join,
@@ -52,7 +53,7 @@ use crate::{
     names,
     plan::Install,
     reconcile::{Inputs, Reconciler},
-    retire, telemetry,
+    retire,
     watch::{self as follow, Pulse, Source},
     webhook,
 };
@@ -81,15 +82,17 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(run) => {
-            telemetry::start(&run.log)?;
-            runtime()?.block_on(until_told(*run))
+            let telemetry = start_telemetry(&run.log)?;
+            let outcome = runtime()?.block_on(until_told(*run));
+            telemetry.end();
+            outcome
         }
         Command::Join(join) => {
-            telemetry::start(&join.log)?;
+            let _telemetry = start_telemetry(&join.log)?;
             runtime()?.block_on(invite(join))
         }
         Command::Retire(retire) => {
-            telemetry::start(&retire.log)?;
+            let _telemetry = start_telemetry(&retire.log)?;
             runtime()?.block_on(take_down(retire))
         }
         Command::Crds => {
@@ -102,6 +105,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Version => print(concat!("easynet-operator ", env!("CARGO_PKG_VERSION"), "\n")),
     }
+}
+
+fn start_telemetry(log: &Log) -> anyhow::Result<Telemetry> {
+    telemetry::start(names::OPERATOR, &log.filter, log.format.into())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -330,6 +337,7 @@ fn lead(group: &TaskGroup, parts: Parts<'_>) {
         .with_context(|| format!("--feed-listen {listen} is not to be had"))?;
         metrics.serves(server.counts.clone());
         let install = Install {
+            collector: std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok(),
             namespace,
             image,
             pull_policy,

@@ -44,6 +44,12 @@ impl Write {
             Self::Delete { key, .. } => key,
         }
     }
+
+    /// The network that the object is made for, if it is for one.
+    pub fn network(&self) -> Option<&str> {
+        let Self::Apply(object) = self else { return None };
+        object.body.pointer("/metadata/labels")?.get(names::NETWORK)?.as_str()
+    }
 }
 
 /// What a write led to.

@@ -131,6 +131,15 @@ pub enum PullPolicy {
     Never,
 }
 
+impl From<LogFormat> for telemetry::Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
 impl PullPolicy {
     pub fn as_str(self) -> &'static str {
         match self {

@@ -29,6 +29,5 @@ pub mod reconcile;
 pub mod records;
 pub mod retire;
 pub mod status;
-pub mod telemetry;
 pub mod watch;
 pub mod webhook;

@@ -64,6 +64,8 @@ pub struct Input<'a> {
 /// How this operator was installed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Install {
+    /// Where this operator sends its traces; agents send theirs there too.
+    pub collector: Option<String>,
     pub namespace: String,
     /// What agents run.
     pub image: String,

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crds::EasyPeer;
+use crds::{ConditionType, EasyPeer};
 use futures_util::{Future, FutureExt, StreamExt, stream::FuturesUnordered};
 use ipnet::Ipv4Net;
 use k8s_openapi::{api::core::v1::Secret as ApiSecret, jiff::Timestamp};
@@ -23,7 +23,9 @@ use kube::{
 use rand_chacha::ChaCha12Rng;
 use session::issuer::Issuer;
 use task::CancellationToken;
+use telemetry::TRACE;
 use tokio::sync::watch;
+use tracing::{Instrument, Span};
 
 use crate::{
     api::{self, Failure},
@@ -59,6 +61,8 @@ const FACTS: Duration = Duration::from_secs(60);
 const FAREWELL: Duration = Duration::from_secs(300);
 /// Agents of a deleted network may clean up before their pods go.
 const CLEAN_UP: Duration = Duration::from_secs(20);
+/// A change that is not in force everywhere by then is traced no further.
+const TRACED: Duration = Duration::from_secs(300);
 /// Reports taken in before the next look at anything else.
 const REPORTS_AT_ONCE: usize = 512;
 /// Events that are remembered as told; with more, some may be told again.
@@ -97,6 +101,15 @@ pub struct Reconciler {
     running: FuturesUnordered<Job>,
 }
 
+/// A change of an EasyNetwork on its way into the cluster.
+#[derive(Debug)]
+struct Change {
+    began: Instant,
+    /// Of its trace; ends with it.
+    span: Span,
+    traceparent: String,
+}
+
 /// What is remembered of a network between two passes.
 #[derive(Debug, Default)]
 struct State {
@@ -106,6 +119,9 @@ struct State {
     lost: BTreeMap<Ipv4Net, i64>,
     records: Records,
     revoked_at: Option<i64>,
+    /// The generation of the change that was traced last.
+    traced: Option<i64>,
+    change: Option<Change>,
 }
 
 type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
@@ -235,12 +251,12 @@ impl Reconciler {
     fn start_jobs(&mut self) {
         let now = Instant::now();
         while let Some(write) = self.queue.poll_write(now) {
-            let client = self.client.clone();
+            let (client, span) = (self.client.clone(), self.trace(&write));
             let job = async move {
                 let outcome = apply::write(client, &write).await;
                 Done::Write(write, outcome)
             };
-            self.running.push(job.boxed());
+            self.running.push(job.instrument(span).boxed());
         }
         while let Some((key, status)) = self.gate.poll_write(now) {
             let client = self.client.clone();
@@ -251,6 +267,15 @@ impl Reconciler {
             self.running.push(job.boxed());
         }
         self.metrics.waiting(self.queue.len(), self.gate.len());
+    }
+
+    /// The span of a write, if it belongs to a change.
+    fn trace(&self, write: &Write) -> Span {
+        let change =
+            write.network().and_then(|network| self.networks.get(network)?.change.as_ref());
+        let Some(change) = change else { return Span::none() };
+        let ObjectKey { target, name, .. } = write.key();
+        tracing::info_span!(target: TRACE, parent: &change.span, "apply", kind = ?target, name)
     }
 
     /// Takes in how something went; whether there is something to plan.
@@ -373,7 +398,12 @@ impl Reconciler {
             self.farewell.remove(name);
             let credentials = self.credentials(name, network, &world);
             let mut state = self.networks.remove(name).unwrap_or_default();
-            let mut desired = plan::plan(&plan::Input {
+            state.note_change(network, now);
+            let planning = state.change.as_ref().map_or_else(
+                Span::none,
+                |change| tracing::info_span!(target: TRACE, parent: &change.span, "plan"),
+            );
+            let input = plan::Input {
                 world: &world,
                 network,
                 install: &self.install,
@@ -384,7 +414,9 @@ impl Reconciler {
                 hearing_since: self.hearing_since,
                 retire,
                 now: unix,
-            });
+            };
+            let mut desired = planning.in_scope(|| plan::plan(&input));
+            state.carry_trace(&mut desired, now);
             state.lost = std::mem::take(&mut desired.lost);
             objects.append(&mut desired.objects);
             obsolete.append(&mut desired.obsolete);
@@ -769,6 +801,43 @@ impl Reconciler {
             .chain(leaving.map(|(network, _)| network))
             .all(|network| self.has_retired(world, network))
     }
+}
+
+impl State {
+    /// Begins to trace what was changed since the status was written.
+    fn note_change(&mut self, network: &crds::EasyNetwork, now: Instant) {
+        let Some(generation) = network.metadata.generation else { return };
+        let planned = network.status.as_ref().and_then(|status| status.observed_generation);
+        if planned == Some(generation) || self.traced == Some(generation) {
+            return;
+        }
+        let name = network.name_any();
+        let span =
+            tracing::info_span!(target: TRACE, parent: None, "change", network = name, generation);
+        let traceparent = telemetry::traceparent(&span);
+        self.traced = Some(generation);
+        self.change = Some(Change { began: now, span, traceparent });
+    }
+
+    /// Lets members know which trace they are part of, until the change is in force.
+    fn carry_trace(&mut self, desired: &mut Desired, now: Instant) {
+        let Some(change) = &self.change else { return };
+        for member in desired.members.values_mut() {
+            member.traceparent.clone_from(&change.traceparent);
+        }
+        if is_in_force(&desired.status) || now >= change.began + TRACED {
+            self.change = None;
+        }
+    }
+}
+
+/// Whether every agent runs what the status is about.
+fn is_in_force(status: &crds::EasyNetworkStatus) -> bool {
+    let programmed = ConditionType::Programmed.as_str();
+    status
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == programmed && condition.status == "True")
 }
 
 /// Reports of those who are neither members nor connected are dropped, so that they do not pile up.

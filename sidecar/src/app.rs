@@ -6,12 +6,12 @@ mod look;
 mod node;
 mod server;
 
-use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 use data_encoding::BASE32_NOPAD;
 use netio::{port::code, task::TaskGroup};
-use tracing_subscriber::EnvFilter;
+use telemetry::Telemetry;
 
 use crate::{
     args::{
@@ -89,13 +89,16 @@ fn capital(text: &str) -> String {
 fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
     match cli.command {
         Command::Run(run) => {
-            log(&run.log)?;
+            let telemetry = start_telemetry(&run.log)?;
             let matches = matches.subcommand_matches("run").unwrap_or(matches);
             let settings = settings::merge(&run, matches)?;
-            runtime()?.block_on(node::run(settings, run.config.clone(), *run, matches.clone()))
+            let node = node::run(settings, run.config.clone(), *run, matches.clone());
+            let outcome = runtime()?.block_on(node);
+            telemetry.end();
+            outcome
         }
         Command::Server(server) => {
-            log(&server.log)?;
+            let _telemetry = start_telemetry(&server.log)?;
             runtime()?.block_on(server::run(server))
         }
         Command::Secret(SecretCommand::New) => {
@@ -181,23 +184,13 @@ fn give_back_code(group: &TaskGroup) {
     });
 }
 
-fn log(log: &Log) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&log.filter).map_err(|error| {
-        Failure::usage(
-            format!("The log filter {:?} is none: {error}", log.filter),
-            "Write a level, such as info.",
-        )
-    })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
-        .with_target(false);
-    match log.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
+fn start_telemetry(log: &Log) -> Result<Telemetry, Failure> {
+    let format = match log.log_format {
+        LogFormat::Text => telemetry::Format::Text,
+        LogFormat::Json => telemetry::Format::Json,
+    };
+    telemetry::start("easynet", &log.filter, format)
+        .map_err(|error| Failure::usage(capital(&format!("{error:#}")), ""))
 }
 
 #[allow(clippy::print_stderr)]

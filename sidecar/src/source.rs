@@ -5,6 +5,7 @@
 //! kept     what was delivered last, on disk: a node starts from it when no server answers
 //! report   looks how the node is
 //! confirm  takes a configuration back that cut the node off
+//! trace    what of a change's trace happens here
 //! ```
 //! Keys, certificates and the network's records are applied as they come and never taken back; only the
 //! configuration is tried.
@@ -13,6 +14,7 @@ pub mod confirm;
 pub mod feed;
 pub mod kept;
 pub mod report;
+pub mod trace;
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 

@@ -25,6 +25,7 @@
 mod audit;
 pub mod bed;
 mod binaries;
+pub mod collector;
 mod image;
 mod node;
 mod pki;
@@ -63,7 +64,7 @@ use kube::{
 
 pub use self::{
     audit::{Audit, Request},
-    image::Image,
+    image::{Image, built},
     node::Node,
     whole::{Cluster, POD_RANGE, condition, has_condition},
 };
@@ -166,7 +167,10 @@ impl ControlPlane {
     }
 
     /// On a host of a lab. Clients of this process do not reach it there, `kubectl` and `helm` do.
-    pub(crate) fn start_in(host: &Host, options: Options) -> Self {
+    ///
+    /// # Panics
+    /// As [`ControlPlane::start`].
+    pub fn start_in(host: &Host, options: Options) -> Self {
         let place =
             Place { address: host.address.clone(), namespace: Some(host.namespace.clone()) };
         Self::start_at(place, Ports::USUAL, options)

@@ -22,8 +22,8 @@ use rand_chacha::rand_core::SeedableRng;
 use ring::rand::{SecureRandom, SystemRandom};
 use rpc::{
     feed::{
-        APPLIED, Applied, DESIRED, ENROLL, ENROLL_CONTEXT, Enroll, Enrolled, LEAVING, Left,
-        MAX_TOKEN, MAX_TRANSITIONS, RETIRE, Retire, STATUS, Status,
+        APPLIED, Applied, DESIRED, Desired, ENROLL, ENROLL_CONTEXT, Enroll, Enrolled, LEAVING,
+        Left, MAX_TOKEN, MAX_TRANSITIONS, RETIRE, Retire, STATUS, Status,
     },
     frame::{self, Failure, Frame, Kind, Reason},
 };
@@ -33,11 +33,13 @@ use session::{
 };
 use socket2::{SockRef, TcpKeepalive};
 use task::TaskGroup;
+use telemetry::TRACE;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     time::sleep_until,
 };
+use tracing::Span;
 use wire::id::{DhKey, NodeKeys, SignKey};
 
 use super::{
@@ -207,6 +209,7 @@ async fn accept(
             unsent: Vec::new(),
             next_call: 0,
             retire_call: None,
+            delivery: None,
         };
         sessions.spawn_transient("session", async move {
             let _session = session;
@@ -256,6 +259,8 @@ struct Session {
     unsent: Vec<u8>,
     next_call: u64,
     retire_call: Option<u64>,
+    /// The traced configuration that is on its way to the member.
+    delivery: Option<(u64, Span)>,
 }
 
 /// An Enroll whose token is being checked.
@@ -426,6 +431,7 @@ impl Session {
                     self.retire_call = None;
                     self.report(Event::Retired);
                 }
+                self.delivery.take_if(|(call, _)| *call == frame.call);
                 Ok(())
             }
             Kind::Error => {
@@ -535,16 +541,32 @@ impl Session {
             Next::Unknown => {
                 somebody.unknown_since.get_or_insert(now);
             }
-            Next::Send(desired) => {
-                self.shared.counts.sent.fetch_add(1, Ordering::Relaxed);
-                self.call(DESIRED, desired.encode_to_vec(), now);
-            }
+            Next::Send(desired) => self.deliver(*desired, now),
             Next::Retire => {
                 let call = self.call(RETIRE, Retire {}.encode_to_vec(), now);
                 self.retire_call = Some(call);
             }
         }
         Ok(())
+    }
+
+    fn deliver(&mut self, mut desired: Desired, now: Instant) {
+        self.shared.counts.sent.fetch_add(1, Ordering::Relaxed);
+        let delivery = self.trace(&desired);
+        if let Some(span) = &delivery {
+            desired.traceparent = telemetry::traceparent(span);
+        }
+        let call = self.call(DESIRED, desired.encode_to_vec(), now);
+        self.delivery = delivery.map(|span| (call, span));
+    }
+
+    /// The span of a delivery, if what led to it is traced.
+    fn trace(&self, desired: &Desired) -> Option<Span> {
+        let somebody = self.member.as_ref().filter(|_| !desired.traceparent.is_empty())?;
+        let (member, revision) = (&somebody.member, desired.revision);
+        let span = tracing::info_span!(target: TRACE, "deliver", %member, revision);
+        telemetry::follow(&span, &desired.traceparent);
+        Some(span)
     }
 
     fn said(&mut self, frame: Frame, now: Instant) -> Result<(), Over> {

@@ -107,6 +107,17 @@ pub fn daemon_set(network: &EasyNetwork, install: &Install, feed: &FeedService) 
             "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures,
         })
     };
+    let collector = install.collector.iter();
+    let collector =
+        collector.map(|url| json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": url}));
+    let env = [
+        json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
+        json!({"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}),
+        json!({"name": "FEED_ADDRESS", "valueFrom": {"configMapKeyRef": {"name": names::FEED, "key": "address"}}}),
+        json!({"name": "FEED_ROOT_KEY", "valueFrom": {"configMapKeyRef": {"name": names::FEED, "key": "rootKey"}}}),
+        json!({"name": "EASYNET_CONFIG_SERVER", "value": format!("tcp://$(FEED_ADDRESS)/{name}?k=$(FEED_ROOT_KEY)")}),
+    ];
+    let env: Vec<Value> = env.into_iter().chain(collector).collect();
     let container = json!({
         "name": SIDECAR_CONTAINER,
         "image": install.image,
@@ -122,13 +133,7 @@ pub fn daemon_set(network: &EasyNetwork, install: &Install, feed: &FeedService) 
             "--metrics", format!("$(HOST_IP):{port}"),
             "--log-format", "json",
         ],
-        "env": [
-            {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
-            {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
-            {"name": "FEED_ADDRESS", "valueFrom": {"configMapKeyRef": {"name": names::FEED, "key": "address"}}},
-            {"name": "FEED_ROOT_KEY", "valueFrom": {"configMapKeyRef": {"name": names::FEED, "key": "rootKey"}}},
-            {"name": "EASYNET_CONFIG_SERVER", "value": format!("tcp://$(FEED_ADDRESS)/{name}?k=$(FEED_ROOT_KEY)")},
-        ],
+        "env": env,
         "resources": resources,
         "startupProbe": probe("/livez", 1, 120),
         "livenessProbe": probe("/livez", 10, 6),

@@ -739,6 +739,7 @@ fn address(cluster: &Cluster, node: &str) -> String {
 
 fn install() -> Install {
     Install {
+        collector: None,
         namespace: "easynet-system".to_owned(),
         image: "easynet:dev".to_owned(),
         pull_policy: "IfNotPresent".to_owned(),

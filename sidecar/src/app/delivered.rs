@@ -26,6 +26,7 @@ use crate::{
         feed::{self, Link, Parts},
         kept::Store,
         report,
+        trace::Trace,
     },
     state::State,
 };
@@ -42,6 +43,7 @@ pub(super) struct Delivered {
     store: Store,
     confirm: Confirm,
     trial: Option<Trial>,
+    trace: Trace,
     /// The configuration in force.
     partial: Partial,
     revision: watch::Sender<u64>,
@@ -136,6 +138,7 @@ impl Delivered {
             store,
             confirm: Confirm::default(),
             trial: None,
+            trace: Trace::default(),
             partial,
             revision: watch::Sender::new(desired.revision),
             connected: watch::Sender::new(false),
@@ -144,6 +147,7 @@ impl Delivered {
         };
         if from_server {
             delivered.store.keep(&desired);
+            delivered.trace.came(&desired);
         }
         delivered.say_applied(desired.revision);
         Ok(Some(delivered))
@@ -170,6 +174,7 @@ impl Delivered {
     /// # Errors
     /// What came does not make this node a member of its network: nothing of it counts.
     pub(super) fn read(&mut self, desired: &Desired) -> Result<(Partial, Option<String>), String> {
+        self.trace.came(desired);
         let network = Some(self.standing.membership.network);
         self.standing = Standing::read(desired, &self.keys, network, unix_now())
             .map_err(|unfit| unfit.to_string())?;
@@ -204,8 +209,9 @@ impl Delivered {
     }
 
     /// The revision is not in force.
-    pub(super) fn refused(&self, revision: u64, error: String) {
+    pub(super) fn refused(&mut self, revision: u64, error: String) {
         tracing::warn!(revision, error, "The configuration server's revision is not applied");
+        self.trace.refused(&error);
         let epochs = self.standing.epochs();
         self.link.up.applied(Applied { revision, error, rolled_back: false, epochs });
     }
@@ -213,6 +219,9 @@ impl Delivered {
     /// Looks whether the configuration on trial cut the node off; returns what to go back to if it did.
     pub(super) fn look(&mut self) -> Option<Partial> {
         let connected = *self.connected.borrow();
+        if connected {
+            self.trace.connected();
+        }
         match self.confirm.observe(connected, Instant::now())? {
             Verdict::Good(_) => {
                 let trial = self.trial.take()?;
@@ -245,7 +254,8 @@ impl Delivered {
         close(&self.group).await;
     }
 
-    fn say_applied(&self, revision: u64) {
+    fn say_applied(&mut self, revision: u64) {
+        self.trace.applied();
         let epochs = self.standing.epochs();
         self.link.up.applied(Applied { revision, epochs, ..Applied::default() });
     }

@@ -145,7 +145,7 @@ impl Image {
 ///
 /// # Panics
 /// When it is not there; the message says how to build it.
-pub(super) fn built(name: &str) -> PathBuf {
+pub fn built(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("the path of this program");
     let folder = exe.ancestors().find(|folder| folder.join(name).is_file());
     folder
