@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout)]
 
 use std::{
+    net::TcpListener,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -10,11 +11,13 @@ use std::{
 
 use serde_json::json;
 use tests::{
-    cluster::{Cluster, POD_RANGE, product::NAMESPACE},
-    lab::{Lab, Nat, Node, node},
+    cluster::{Cluster, POD_RANGE, collector::{Collector, Span}, product::NAMESPACE},
+    lab::{Lab, Nat, Node, inside, node},
     narrate::{command, say, show, title},
 };
 
+/// Where OTLP over HTTP is taken.
+const OTLP: u16 = 4318;
 /// For what happens within moments.
 const MOMENT: Duration = Duration::from_secs(60);
 
@@ -26,12 +29,16 @@ fn main() -> ExitCode {
     let start = Instant::now();
     let mut lab = Lab::new();
     let (mut server, url, a, b) = world(&mut lab);
-    install(&a, &b);
+    let observer = lab.public_host("observer");
+    let listener = inside(&observer, || TcpListener::bind(("0.0.0.0", OTLP)));
+    let collector = Collector::start(listener.expect("the port of a new host is free"));
+    install(&a, &b, &format!("http://{}:{OTLP}", observer.address));
     let first = network(&a, &url);
     let second = join(&a, &b);
     let target = pods(&a, &b);
     let direct = traffic(&b, &target);
     look(&a, &b);
+    trace(&collector);
     without_operator(&a, &b, &target);
     uninstall(&a, &b);
     drop((a, b));
@@ -80,12 +87,20 @@ fn world(lab: &mut Lab) -> (Node, String, Cluster, Cluster) {
     (server, url, a, b)
 }
 
-fn install(a: &Cluster, b: &Cluster) {
+fn install(a: &Cluster, b: &Cluster, collector: &str) {
     title("Installing easynet in both");
     command("a, b", "helm install easynet charts/easynet -n easynet-system --create-namespace");
+    say("The first one also says where it sends its traces:");
+    let traces = [
+        "--set",
+        "operator.env[0].name=OTEL_EXPORTER_OTLP_ENDPOINT",
+        "--set",
+        &format!("operator.env[0].value={collector}"),
+    ];
+    println!("      {}", traces.join(" "));
     let [took_a, took_b] = thread::scope(|scope| {
-        [a, b]
-            .map(|cluster| scope.spawn(|| cluster.install_easynet(&[])))
+        [(a, &traces[..]), (b, &[])]
+            .map(|(cluster, options)| scope.spawn(|| cluster.install_easynet(options)))
             .map(|installing| installing.join().expect("the message is above"))
     });
     println!("  a: {took_a:.1?}, b: {took_b:.1?}");
@@ -181,6 +196,18 @@ fn look(a: &Cluster, b: &Cluster) {
             println!("  {kind:<20} {status:<8} {reason:<16} {message}");
         }
     }
+}
+
+/// What became of the EasyNetwork of the first cluster, from `kubectl apply` to nodes that are connected.
+fn trace(collector: &Collector) {
+    title("One trace of it");
+    let trace = collector.wait(MOMENT, |spans| {
+        let change = spans.iter().find(|span| span.name == "change")?;
+        let is_connected = |span: &&Span| span.trace == change.trace && span.name == "connect";
+        let connected = spans.iter().filter(is_connected).count();
+        (connected >= 2).then(|| change.trace.clone())
+    });
+    show(&collector.tree(&trace).join("\n"));
 }
 
 fn without_operator(a: &Cluster, b: &Cluster, target: &str) {

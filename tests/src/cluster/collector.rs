@@ -72,6 +72,18 @@ impl Collector {
         }
     }
 
+    /// A trace for people to read: a line for each span, indented below its parent, with its begin since that of the root.
+    pub fn tree(&self, trace: &str) -> Vec<String> {
+        let mut spans = self.spans();
+        spans.retain(|span| span.trace == trace);
+        spans.sort_by_key(|span| span.began);
+        let mut lines = Vec::new();
+        for root in spans.iter().filter(|span| span.parent.is_empty()) {
+            branch(&spans, root, root.began, 0, &mut lines);
+        }
+        lines
+    }
+
     fn serve(&self, stream: TcpStream) -> io::Result<()> {
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut reader = BufReader::new(&stream);
@@ -100,6 +112,25 @@ impl Collector {
         );
         (&stream).write_all(head.as_bytes())?;
         (&stream).write_all(&answer)
+    }
+}
+
+fn branch(spans: &[Span], span: &Span, zero: u64, depth: usize, lines: &mut Vec<String>) {
+    let millis = |nanos: u64| nanos as f64 / 1e6;
+    let shown = |key: &&str| span.attributes.contains_key(*key);
+    let about = ["network", "generation", "kind", "name", "member", "revision"].into_iter();
+    let about: Vec<_> =
+        about.filter(shown).map(|key| format!("{key}={}", span.attributes[key])).collect();
+    let begin = millis(span.began.saturating_sub(zero));
+    let took = millis(span.ended.saturating_sub(span.began));
+    let name = format!("{:indent$}{}", "", span.name, indent = 2 * depth);
+    lines.push(format!(
+        "{begin:>8.1} ms  {name:<16} {took:>8.1} ms  {:<17} {}",
+        span.service,
+        about.join(" ")
+    ));
+    for child in spans.iter().filter(|child| child.parent == span.id) {
+        branch(spans, child, zero, depth + 1, lines);
     }
 }
 
