@@ -27,6 +27,7 @@ pub mod bed;
 mod binaries;
 pub mod collector;
 mod image;
+pub mod measure;
 mod node;
 mod pki;
 mod process;

@@ -6,7 +6,11 @@ use std::{thread, time::Duration};
 
 use serde_json::json;
 use tests::{
-    cluster::{Cluster, POD_RANGE, has_condition, product::NAMESPACE},
+    cluster::{
+        Cluster, POD_RANGE, has_condition,
+        measure::{Speed, memory},
+        product::NAMESPACE,
+    },
     lab::{Lab, Nat, node},
 };
 
@@ -107,6 +111,17 @@ fn two_clusters_with_equal_ranges_become_one_network_that_outlives_its_operator(
         b.fetch("client", &web_a, 8080);
         b.is_direct("prod", "b-n1", "a-n1.a")
     });
+
+    // What it costs to start in a pod instead of on a node.
+    let speed = Speed::measure((&b, "client"), &a, |pod| pod.replacen("10.244.", "10.200.", 1));
+    eprintln!("{speed:.2?}, {:.2} of it", speed.ratio());
+    assert!(speed.ratio() > 0.5, "{speed:?}");
+    for (program, most) in [("easynet", 64), ("easynet-operator", 96)] {
+        let memory = memory(&a, program);
+        eprintln!("{program}: {memory:?} bytes");
+        // Twice of what the release may take: these are debug builds, whose code is larger.
+        assert!(!memory.is_empty() && memory.iter().all(|bytes| *bytes < most << 20), "{memory:?}");
+    }
 
     // Without operators, API server and public server traffic goes on.
     for cluster in [&a, &b] {

@@ -11,7 +11,12 @@ use std::{
 
 use serde_json::json;
 use tests::{
-    cluster::{Cluster, POD_RANGE, collector::{Collector, Span}, product::NAMESPACE},
+    cluster::{
+        Cluster, POD_RANGE,
+        collector::{Collector, Span},
+        measure::{Speed, memory},
+        product::NAMESPACE,
+    },
     lab::{Lab, Nat, Node, inside, node},
     narrate::{command, say, show, title},
 };
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
     let direct = traffic(&b, &target);
     look(&a, &b);
     trace(&collector);
+    let speed = measure(&a, &b);
     without_operator(&a, &b, &target);
     uninstall(&a, &b);
     drop((a, b));
@@ -50,6 +56,7 @@ fn main() -> ExitCode {
         "  network Ready {first:.1?} after kubectl apply; the second cluster {second:.1?} after it joined"
     );
     println!("  the path between the clusters was direct {direct:.1?} after the first packet");
+    println!("  a pod had {:.2} of the throughput that its node had", speed.ratio());
     println!(
         "  everything that was made is gone again; this took {:.0} s",
         start.elapsed().as_secs_f64()
@@ -208,6 +215,24 @@ fn trace(collector: &Collector) {
         (connected >= 2).then(|| change.trace.clone())
     });
     show(&collector.tree(&trace).join("\n"));
+}
+
+/// How fast pods are beside their nodes, and what all of it takes of memory.
+fn measure(a: &Cluster, b: &Cluster) -> Speed {
+    title("What it costs");
+    let speed = Speed::measure((b, "client"), a, |pod| pod.replacen("10.244.", "10.200.", 1));
+    println!(
+        "  One TCP connection from cluster to cluster: {:.2} Gbit/s from node to node, {:.2} from pod to pod.",
+        speed.nodes, speed.pods
+    );
+    for program in ["easynet", "easynet-operator"] {
+        let memory: Vec<_> = memory(a, program)
+            .into_iter()
+            .map(|bytes| format!("{:.1}", bytes as f64 / 1e6))
+            .collect();
+        println!("  Memory of each {program} in cluster a: {} MB.", memory.join(", "));
+    }
+    speed
 }
 
 fn without_operator(a: &Cluster, b: &Cluster, target: &str) {

@@ -71,12 +71,14 @@ impl Image {
         self
     }
 
-    /// Shell, `ping`, `nc`, `httpd` and the like: what one looks around with. Not `wget`: it looks up the port of http in a library that a
+    /// Shell, `ping`, `nc`, `httpd`, `iperf3` and the like: what one looks around with. Not `wget`: it looks up the port of http in a library that a
     /// static program can not load.
     pub fn toolbox() -> Self {
         let tools =
             ["sh", "cat", "echo", "hostname", "httpd", "ip", "ls", "nc", "ping", "printf", "sleep"];
-        let image = Self::new("local/box:1", &["/bin/sh"]).program("bin/busybox", "/bin/busybox");
+        let image = Self::new("local/box:1", &["/bin/sh"])
+            .program("bin/busybox", "/bin/busybox")
+            .dynamic_program("bin/iperf3", "/usr/bin/iperf3");
         tools.iter().fold(image, |image, tool| image.link(&format!("bin/{tool}"), "busybox"))
     }
 
