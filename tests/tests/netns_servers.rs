@@ -209,7 +209,6 @@ fn a_mesh_of_ipv6_alone_works_and_asks_nobody_in_a_loop() {
 }
 
 #[test]
-#[ignore = "fails since NAT plans were brought together: the pair stays on the relay"]
 fn two_firewalls_of_ipv6_open_for_each_other_where_ipv4_cannot() {
     let mut lab = Lab::new();
     let relay = lab.public_host6("relay");
