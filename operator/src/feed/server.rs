@@ -181,7 +181,7 @@ async fn accept(
     loop {
         // What waits, waits in the system's queue.
         let nobody = Arc::clone(&shared.nobodies).acquire_owned().await?;
-        let session = Arc::clone(&shared.sessions).acquire_owned().await?;
+        let place = Arc::clone(&shared.sessions).acquire_owned().await?;
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -197,7 +197,7 @@ async fn accept(
         };
         let Ok(seed) = random() else { continue };
         number += 1;
-        let end = Session {
+        let running = Box::new(Session {
             feed: Feed::accept(Arc::clone(&shared.server), seed, Instant::now()),
             shared: Arc::clone(&shared),
             number,
@@ -210,12 +210,9 @@ async fn accept(
             next_call: 0,
             retire_call: None,
             delivery: None,
-        };
-        sessions.spawn_transient("session", async move {
-            let _session = session;
-            end.run(stream).await;
-            Ok(())
+            _place: place,
         });
+        sessions.spawn_transient("session", running.run(stream));
     }
 }
 
@@ -261,6 +258,7 @@ struct Session {
     retire_call: Option<u64>,
     /// The traced configuration that is on its way to the member.
     delivery: Option<(u64, Span)>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// An Enroll whose token is being checked.
@@ -298,7 +296,7 @@ enum Woke {
 }
 
 impl Session {
-    async fn run(mut self, stream: TcpStream) {
+    async fn run(mut self: Box<Self>, stream: TcpStream) -> anyhow::Result<()> {
         let _ = stream.set_nodelay(true);
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(30));
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
@@ -315,6 +313,7 @@ impl Session {
             }
         };
         self.over(&why);
+        Ok(())
     }
 
     async fn wait(&mut self, stream: &TcpStream) -> Woke {

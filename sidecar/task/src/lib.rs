@@ -19,6 +19,7 @@ use std::{
     future::Future,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
     time::Duration,
@@ -111,7 +112,8 @@ impl TaskGroup {
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let token = self.shared.token.clone();
-        self.start(name.into(), Lifetime::AsLongAsTheGroup, drop_at(token, future));
+        let work = Box::pin(drop_at(token, Box::pin(future)));
+        self.start(name.into(), Lifetime::AsLongAsTheGroup, work);
     }
 
     /// Runs a task that may end by itself; failing or panicking still cancels the group.
@@ -120,7 +122,8 @@ impl TaskGroup {
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let token = self.shared.token.clone();
-        self.start(name.into(), Lifetime::Transient, drop_at(token, future));
+        let work = Box::pin(drop_at(token, Box::pin(future)));
+        self.start(name.into(), Lifetime::Transient, work);
     }
 
     /// Runs a task that has work to do after the group was cancelled and watches the token itself.
@@ -131,8 +134,8 @@ impl TaskGroup {
     ) where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        let future = make(self.shared.token.clone());
-        self.start(name.into(), Lifetime::AsLongAsTheGroup, future);
+        let work = Box::pin(make(self.shared.token.clone()));
+        self.start(name.into(), Lifetime::AsLongAsTheGroup, work);
     }
 
     /// Runs `work` on a thread of its own, which must look at the token at least a few times a
@@ -189,16 +192,13 @@ impl TaskGroup {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place that names and joins tasks")]
-    fn start<F>(&self, name: String, lifetime: Lifetime, future: F)
-    where
-        F: Future<Output = anyhow::Result<()>> + Send + 'static,
-    {
+    fn start(&self, name: String, lifetime: Lifetime, work: Work) {
         let id = self.shared.enter(name);
         let shared = self.shared.clone();
         let handle = tokio::spawn(async move {
             // Leaves the group even if the task is aborted before it ever runs to its end.
             let mut membership = Membership { shared, id, lifetime, outcome: None };
-            membership.outcome = Some(catching_panics(future).await);
+            membership.outcome = Some(catching_panics(work).await);
         });
         if let Some(member) = self.shared.lock().live.get_mut(&id) {
             member.abort = Some(handle.abort_handle());
@@ -252,6 +252,8 @@ impl Shared {
 }
 
 /// What `catch_unwind` gives.
+/// What a task does. In a box from the beginning: every `async` around it would hold it twice, once to take it and once to run it.
+type Work = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 type Outcome = Result<anyhow::Result<()>, Box<dyn Any + Send>>;
 
 struct Membership {
@@ -273,17 +275,16 @@ impl Drop for Membership {
 
 async fn drop_at(
     token: CancellationToken,
-    future: impl Future<Output = anyhow::Result<()>>,
+    future: impl Future<Output = anyhow::Result<()>> + Unpin,
 ) -> anyhow::Result<()> {
     let result = token.run_until_cancelled(future).await.unwrap_or(Ok(()));
     // Others end at the same moment; to fail for want of them is no failure.
     if token.is_cancelled() { Ok(()) } else { result }
 }
 
-async fn catching_panics(future: impl Future<Output = anyhow::Result<()>>) -> Outcome {
-    let mut future = Box::pin(future);
+async fn catching_panics(mut work: Work) -> Outcome {
     std::future::poll_fn(move |context| {
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(result)) => Poll::Ready(Ok(result)),
             Err(panic) => Poll::Ready(Err(panic)),
