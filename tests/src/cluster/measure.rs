@@ -1,5 +1,7 @@
 //! What two clusters that are one network cost and give: memory of their parts, throughput between pods and between nodes.
 
+use std::{thread, time::Duration};
+
 use serde_json::Value;
 
 use super::{Cluster, Node, Ran};
@@ -7,6 +9,7 @@ use super::{Cluster, Node, Ran};
 /// Rounds of each measurement, one after the other in turn, so that whatever else the machine does meets both.
 const ROUNDS: usize = 3;
 const SECONDS: u32 = 2;
+const ATTEMPTS: u32 = 10;
 
 /// Throughput of one TCP connection in Gbit/s, the best of some rounds.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +39,10 @@ impl Speed {
         node.run("iperf3 -s -D").ok();
         let mut speed = Self { nodes: 0.0, pods: 0.0 };
         for _ in 0..ROUNDS {
-            let ran = from.nodes[0].run(&client_of(&mesh));
-            speed.nodes = speed.nodes.max(gigabits(&ran));
-            let ran = from.exec(client, &client_of(&pod));
-            speed.pods = speed.pods.max(gigabits(&ran));
+            let nodes = gigabits(|| from.nodes[0].run(&client_of(&mesh)));
+            speed.nodes = speed.nodes.max(nodes);
+            let pods = gigabits(|| from.exec(client, &client_of(&pod)));
+            speed.pods = speed.pods.max(pods);
         }
         node.run("pkill -x iperf3");
         to.kubectl(&["delete", "pod", "iperf"]).ok();
@@ -75,8 +78,17 @@ fn client_of(address: &str) -> String {
     format!("iperf3 -J -c {address} -t {SECONDS}")
 }
 
-fn gigabits(ran: &Ran) -> f64 {
-    let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_default();
-    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    bits.unwrap_or_else(|| panic!("iperf3: {}{}", ran.stdout, ran.stderr)) / 1e9
+/// What iperf3 reports; it is run again while its server is only starting.
+fn gigabits(run: impl Fn() -> Ran) -> f64 {
+    let mut attempt = 1;
+    loop {
+        let ran = run();
+        let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_default();
+        if let Some(bits) = report["end"]["sum_received"]["bits_per_second"].as_f64() {
+            return bits / 1e9;
+        }
+        assert!(attempt < ATTEMPTS, "iperf3: {}{}", ran.stdout, ran.stderr);
+        attempt += 1;
+        thread::sleep(Duration::from_millis(300));
+    }
 }
