@@ -348,8 +348,8 @@ impl Engine {
         let Some(adjacency) = self.home(node) else { return };
         let changed = adjacency.replica.apply(attach);
         let satisfied = adjacency.replica.is_satisfied(attach);
-        let nodes = adjacency.replica.nodes().clone();
         if changed {
+            let nodes = adjacency.replica.nodes().clone();
             self.topology.set_attached(node, nodes);
             self.throttle.request(now);
         }
