@@ -16,7 +16,6 @@ const PEERS: usize = 40;
 const LIFETIME_S: u64 = 90 * 60;
 
 #[test]
-#[ignore = "takes some minutes of one core; name it to run it"]
 fn a_thousand_peers_come_and_go_and_nothing_of_them_is_left() {
     session::memo::remember(true);
     let mut mesh = Mesh::new(1).servers(2).node(Site::Public).node(Site::HomeNat);
