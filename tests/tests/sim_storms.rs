@@ -14,7 +14,7 @@ use tests::sim::{
 };
 
 /// Storms of an ordinary run.
-const STORMS: u64 = 21;
+const STORMS: u64 = 200;
 const NODES: usize = 50;
 /// A mesh is well again this long after the last thing that happened to it.
 const WELL_WITHIN: Duration = Duration::from_secs(45);
@@ -24,9 +24,10 @@ const DIRECT_WITHIN: Duration = Duration::from_secs(20);
 const AT_REST: u64 = 1_000;
 /// The one in use, the one before, and three answers to INITs of which the peer may still take one.
 const SESSIONS_PER_PEER: usize = 5;
+/// Beside them those of three INITs that may still be answered.
+const INDICES_PER_PEER: usize = SESSIONS_PER_PEER + 3;
 
 #[test]
-#[ignore = "finds two faults that are not mended yet: a stale route after seed 1, something left over after seed 6"]
 fn storms_pass_and_the_mesh_is_well() {
     let told = std::env::var("SIM_STORMS").ok().and_then(|count| count.parse().ok());
     for_seeds(
@@ -138,7 +139,7 @@ fn bounds_hold(mesh: &Mesh) {
         let live = mesh.machine(number).unwrap().engine().unwrap().live();
         assert!(live.held_packets <= 8 * NODES, "{number}: {live:?}");
         assert!(live.pulls <= 8192 && live.handshakes <= live.peers, "{number}: {live:?}");
-        assert!(live.indices <= 6 * live.peers, "{number}: {live:?}");
+        assert!(live.indices <= INDICES_PER_PEER * live.peers, "{number}: {live:?}");
         assert!(live.punches <= NODES && live.peers <= NODES + 2, "{number}: {live:?}");
     }
 }
