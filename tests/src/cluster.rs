@@ -37,7 +37,8 @@ mod whole;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, TcpListener},
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     path::PathBuf,
     process::Command,
     sync::{
@@ -382,6 +383,33 @@ impl ControlPlane {
     pub fn start_apiserver(&self) {
         self.start_part("kube-apiserver");
         self.wait_ready();
+    }
+
+    /// etcd forgets everything but what is now; only for when no API server runs.
+    ///
+    /// # Panics
+    /// When etcd does not do it.
+    pub fn compact(&self) {
+        // Any answer of etcd says which revision is the newest.
+        let newest = self.etcd("/v3/kv/range", r#"{"key": "AA=="}"#);
+        let revision = newest["header"]["revision"].as_str().expect("a revision");
+        let compaction = serde_json::json!({"revision": revision, "physical": true});
+        self.etcd("/v3/kv/compaction", &compaction.to_string());
+    }
+
+    /// Asks etcd by its gateway, which speaks HTTP.
+    fn etcd(&self, path: &str, body: &str) -> serde_json::Value {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports.etcd)).expect("etcd");
+        let length = body.len();
+        let request = format!(
+            "POST {path} HTTP/1.0\r\nHost: etcd\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).expect("etcd reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("etcd answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.contains(" 200 "), "{answer}");
+        serde_json::from_str(body).expect("etcd answers in JSON")
     }
 
     /// The API server hangs: it neither answers nor closes connections.

@@ -237,6 +237,102 @@ async fn an_api_server_that_goes_and_comes_back_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_that_is_killed_is_replaced_within_the_time_of_its_lease() {
+    let bed = Bed::start(Options::default(), 2, &[]).await;
+    let first = bed.operator_process("op-1").await;
+    bed.wait("a leader", || async { (bed.leader().await? == "op-1").then_some(()) }).await;
+    let second = bed.operator_process("op-2").await;
+    bed.apply(network(json!({"clusterName": "fra1"}))).await;
+    let mut agents = bed.agents(first.feed, &["node-1", "node-2"]).await;
+    for agent in &mut agents {
+        agent.run_what_is_delivered().await;
+    }
+    bed.condition("Ready", "True").await;
+    let before = bed.peers().await;
+    drop(agents);
+
+    let killed = Instant::now();
+    first.kill();
+
+    let leads = || async { (bed.leader().await? == "op-2").then_some(()) };
+    bed.wait_for(Duration::from_secs(25), "the other leader", leads).await;
+    println!("taken over {:?} after the kill", killed.elapsed());
+    // Untouched for 15 s, looked at every 2 s.
+    assert!(killed.elapsed() < Duration::from_secs(19), "{:?}", killed.elapsed());
+    let mut agents = bed.agents(second.feed, &["node-1", "node-2"]).await;
+    for agent in &mut agents {
+        agent.run_what_is_delivered().await;
+    }
+    bed.condition("Ready", "True").await;
+    for (name, peer) in &bed.peers().await {
+        assert_eq!(peer.spec, before[name].spec, "no renumbering");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_whose_past_is_gone_lists_again_and_misses_nothing() {
+    let bed = Bed::start(Options::default(), 1, &[]).await;
+    let operator = bed.operator("op-1").await;
+    bed.apply(network(json!({"clusterName": "fra1"}))).await;
+    bed.wait("an EasyPeer", || async { bed.peers().await.pop_first() }).await;
+    bed.quiet(&operator).await;
+    let lists = operator.requests.reads();
+
+    // The API server forgets, and so does etcd; what happens meanwhile is in no watch.
+    bed.plane.kill_apiserver();
+    bed.plane.compact();
+    bed.plane.start_apiserver();
+    bed.node(2).await;
+
+    bed.wait_for(Duration::from_secs(60), "the other EasyPeer", || async {
+        bed.peers().await.contains_key("node-2").then_some(())
+    })
+    .await;
+    let expired = audit.requests_of(OPERATOR).into_iter().filter(|request| request.code == 410);
+    println!(
+        "{} requests were told 410, {} lists more",
+        expired.count(),
+        operator.requests.reads() - lists
+    );
+    assert!(operator.requests.reads() > lists, "nothing was listed again");
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_the_operators_stays_so_and_what_a_user_adds_is_left_alone() {
+    let bed = Bed::start(Options::default(), 1, &[]).await;
+    let operator = bed.operator("op-1").await;
+    bed.apply(network(json!({"clusterName": "fra1"}))).await;
+    bed.wait("the DaemonSet", || bed.daemon_set("prod")).await;
+    bed.quiet(&operator).await;
+    let edit = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": {"name": names::agents("prod"), "namespace": NAMESPACE, "annotations": {"team": "net"}},
+        "spec": {"template": {"spec": {"hostNetwork": false}}},
+    });
+
+    // The API server tells a user whose field it is.
+    let apply = ["apply", "--server-side", "--field-manager=anna", "-f", "-"];
+    let refused = bed.plane.kubectl_with(&apply, &edit.to_string()).err();
+    assert!(refused.contains("conflict") && refused.contains("\"easynet\""), "{refused}");
+    assert!(refused.contains(".spec.template.spec.hostNetwork"), "{refused}");
+
+    // Who insists gets it for a moment; what is nobody else's stays.
+    let forced = [&apply[..], &["--force-conflicts"]].concat();
+    bed.plane.kubectl_with(&forced, &edit.to_string()).ok();
+    let repaired = bed
+        .wait("the repair", || async {
+            let set = bed.daemon_set("prod").await?;
+            let template = set.spec.clone()?.template.spec?;
+            template.host_network?.then_some(set)
+        })
+        .await;
+    assert_eq!(repaired.metadata.annotations.unwrap()["team"], "net");
+    bed.quiet(&operator).await;
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_from_before_its_schema_is_said_to_be_malformed_and_harms_no_other() {
     let bed = Bed::start(Options::default(), 1, &[]).await;
     // A schema that lets everything pass, as an older one might have.

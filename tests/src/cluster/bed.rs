@@ -10,6 +10,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -55,6 +56,8 @@ const SOON: Duration = Duration::from_secs(20);
 const ADVERTISED: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 99));
 /// The audience of tokens that the API server takes.
 const API_SERVER: &str = "https://kubernetes.default.svc.cluster.local";
+/// Says to a process that it is the one of [`alone_again`].
+const ALONE: &str = "EASYNET_TEST_ALONE";
 /// The user that the chart's operator is.
 pub const OPERATOR: &str = "system:serviceaccount:easynet-system:easynet-operator";
 
@@ -147,7 +150,7 @@ impl Bed {
             format!("--name={name}"),
             format!("--namespace={NAMESPACE}"),
             "--image=easynet:dev".to_owned(),
-            format!("--feed-listen={feed}"),
+            format!("--feed-listen=0.0.0.0:{}", feed.port()),
             format!("--advertise={ADVERTISED}"),
             format!("--metrics={metrics}"),
         ];
@@ -180,23 +183,28 @@ impl Bed {
             let pod = self.pod(&set, node).await;
             let account = names::AGENT_ACCOUNT;
             let token = self.plane.token(NAMESPACE, account, names::AUDIENCE, Some(&pod)).await;
-            let token_file = self.dir.path().join(pod.name_any());
-            std::fs::write(&token_file, token).unwrap();
-            let mut seed = [3; 64];
-            for (index, byte) in node.bytes().enumerate() {
-                seed[index] ^= byte;
-                seed[32 + index] ^= byte;
-            }
-            let parts = feed::Parts {
-                url: format!("tcp://{feed}/prod?k={root}").parse().unwrap(),
-                token_file: Some(token_file),
-                identity: Arc::new(Identity::from_bytes(&seed)),
-                aead: wire::control::AEAD_CHACHA,
-                revision: 0,
-            };
-            agents.push(Agent { link: feed::spawn(parts, self.resolver.clone(), &self.group) });
+            agents.push(self.session(feed, &root, node, &token));
         }
         agents
+    }
+
+    /// The session of an agent that has this token.
+    pub fn session(&self, feed: SocketAddr, root: &str, node: &str, token: &str) -> Agent {
+        let token_file = self.dir.path().join(node);
+        std::fs::write(&token_file, token).unwrap();
+        let mut seed = [3; 64];
+        for (index, byte) in node.bytes().enumerate() {
+            seed[index] ^= byte;
+            seed[32 + index] ^= byte;
+        }
+        let parts = feed::Parts {
+            url: format!("tcp://{feed}/prod?k={root}").parse().unwrap(),
+            token_file: Some(token_file),
+            identity: Arc::new(Identity::from_bytes(&seed)),
+            aead: wire::control::AEAD_CHACHA,
+            revision: 0,
+        };
+        Agent { link: feed::spawn(parts, self.resolver.clone(), &self.group) }
     }
 
     /// A pod of the DaemonSet on a node, as its controller and the kubelet would have it.
@@ -432,6 +440,37 @@ impl Agent {
         let asked = tokio::time::timeout(SOON, self.link.retire.recv()).await.expect("asked to go");
         asked.unwrap().send(()).unwrap();
     }
+}
+
+/// Runs the calling test again in a process that has a network of its own, with so many addresses, and may open so many files. `true` if
+/// that has been done, and nothing is left to do; `false` in that process. Needs root.
+///
+/// # Panics
+/// When the test fails there.
+pub fn alone_again(addresses: usize, files: usize) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return false;
+    }
+    let exe = std::env::current_exe().expect("the path of this program").display().to_string();
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    let own: String =
+        (0..addresses).map(|n| format!("ip addr add {}/32 dev lo && ", own_address(n))).collect();
+    let again = format!(
+        "ulimit -n {files} && ip link set lo up && {own}exec {exe} --include-ignored --exact --nocapture {test}"
+    );
+    let mut command = Command::new("unshare");
+    let status = command.args(["--net", "sh", "-c", &again]).env(ALONE, "1").status();
+    assert!(
+        status.expect("unshare runs").success(),
+        "see above; this needs root, and {files} files"
+    );
+    true
+}
+
+/// An address of [`alone_again`].
+pub fn own_address(number: usize) -> IpAddr {
+    let [high, low] = u16::try_from(number + 1).expect("not so many").to_be_bytes();
+    IpAddr::V4(Ipv4Addr::new(10, 9, high, low))
 }
 
 /// An EasyNetwork `prod`.
