@@ -85,6 +85,8 @@ pub async fn serve(listener: TcpListener, mut answering: Answering) -> anyhow::R
     let certificate: Arc<ArcSwapOption<ServerConfig>> = Arc::default();
     let mut version = None;
     let connections = TaskGroup::new("webhook connections");
+    // However this ends, they end with it.
+    let _end = connections.token().clone().drop_guard();
     let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let key = format!("{}/{SECRET}", answering.settings.namespace);
     loop {
