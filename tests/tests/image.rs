@@ -71,7 +71,8 @@ fn a_program_that_needs_a_loader_is_refused() {
 fn the_image_that_was_made_is_small_and_holds_both_programs() {
     let archive = root().join("dist/easynet-image.tar");
     // What a registry keeps and a node pulls.
-    let compressed = Command::new("gzip").arg("-c").arg(&archive).output().unwrap().stdout.len() as u64;
+    let compressed =
+        Command::new("gzip").arg("-c").arg(&archive).output().unwrap().stdout.len() as u64;
     let size = archive.metadata().unwrap().len();
     println!("the image is {} kB, {} unpacked", compressed / 1000, size / 1000);
     assert!(compressed < LARGEST && size < LARGEST_UNPACKED, "{compressed} {size}");

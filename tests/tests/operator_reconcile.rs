@@ -28,7 +28,7 @@ async fn a_network_becomes_what_its_nodes_need_and_a_quiet_cluster_costs_nothing
 
     // What it makes.
     let set = bed.wait("the DaemonSet", || bed.daemon_set("prod")).await;
-    assert_eq!(set.owner_references()[0].kind, "EasyNetwork");
+    assert_eq!(set.owner_references()[0].kind, "Service", "agents outlive their network");
     let secret = bed.secret("easynet-prod-credentials").await.expect("keys");
     assert_eq!(secret.type_.as_deref(), Some("easynet.io/credentials"));
     let map = bed.wait("the ConfigMap", || bed.config_map(names::FEED)).await;
