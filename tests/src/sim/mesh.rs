@@ -534,6 +534,7 @@ impl Mesh {
             next,
             owns: own.chain(self.members[number].member.exports.iter().copied()).collect(),
             server: false,
+            deaf: self.members[number].member.deaf,
         })
     }
 
@@ -552,7 +553,8 @@ impl Mesh {
             let Some((_, digest)) = machine.network(network) else {
                 return members.count() == 0;
             };
-            let mut engines = members.filter_map(|&number| self.machine(number)?.engine());
+            let whole = members.filter(|&&number| !self.members[number].member.deaf);
+            let mut engines = whole.filter_map(|&number| self.machine(number)?.engine());
             engines.all(|engine| engine.lsdb_digest() == digest)
         })
     }

@@ -23,7 +23,7 @@ use ipnet::{IpNet, Ipv4Net};
 use prost::Message;
 use session::{freshness::boot_counter, identity::Identity, membership::Master};
 use wire::{
-    control::{AEAD_CHACHA, Body, Control},
+    control::{AEAD_CHACHA, Body, Control, Hello},
     endpoint::Transport,
     id::{NodeId, NodeKeys},
     packet::Kind,
@@ -324,10 +324,9 @@ impl Node {
                 Owned::Raw(arrival, bytes) => {
                     self.input(Input::Datagram { arrival, bytes: &bytes }, now)
                 }
-                Owned::Opened(arrival, session, kind, mut plaintext) => {
-                    if self.deaf && kind == Kind::Control && is_about_others(&plaintext) {
-                        plaintext.clear();
-                    }
+                Owned::Opened(arrival, session, kind, plaintext) => {
+                    let deafened = self.deaf && kind == Kind::Control;
+                    let plaintext = if deafened { without_others(plaintext) } else { plaintext };
                     self.input(
                         Input::Record { arrival, session, kind, plaintext: &plaintext },
                         now,
@@ -391,21 +390,23 @@ impl Machine for Node {
     }
 }
 
-/// LSAs, and who is attached where.
-fn is_about_others(plaintext: &[u8]) -> bool {
-    matches!(
-        Control::decode(plaintext),
-        Ok(Control {
-            body: Some(
-                Body::Announce(_)
-                    | Body::Push(_)
-                    | Body::Buckets(_)
-                    | Body::BucketHeads(_)
-                    | Body::Attach(_)
-                    | Body::HelloAck(_)
-            )
-        })
-    )
+/// A control record without LSAs and who is attached where.
+fn without_others(plaintext: Vec<u8>) -> Vec<u8> {
+    let Ok(Control { body: Some(body) }) = Control::decode(&*plaintext) else { return plaintext };
+    let is_about_others = matches!(
+        body,
+        Body::Announce(_)
+            | Body::Push(_)
+            | Body::Buckets(_)
+            | Body::BucketHeads(_)
+            | Body::Attach(_)
+    );
+    if let Body::HelloAck(ack) = body {
+        // As of a server at which nobody ever was.
+        let ack = Hello { attach_seq: 0, attach_digest: 0, ..ack };
+        return Control::from(Body::HelloAck(ack)).encode_to_vec();
+    }
+    if is_about_others { Vec::new() } else { plaintext }
 }
 
 enum Owned {

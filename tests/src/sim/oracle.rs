@@ -31,6 +31,8 @@ pub struct View {
     /// What it owns itself.
     pub owns: BTreeSet<IpNet>,
     pub server: bool,
+    /// Hears no LSAs: what it knows of others says nothing, what others know of it does.
+    pub deaf: bool,
 }
 
 /// The mesh from outside: views of everybody, and who can reach whom at all.
@@ -100,7 +102,7 @@ impl Mesh {
         for component in &self.components {
             self.compare_lsdbs(component, &mut wrongs);
             let members: Vec<_> = component.iter().filter(|node| self.is_member(node)).collect();
-            for &&from in &members {
+            for &&from in members.iter().filter(|node| !self.is_deaf(node)) {
                 for &&to in &members {
                     if from != to {
                         self.check_pair(from, to, &mut wrongs);
@@ -116,8 +118,13 @@ impl Mesh {
         self.views.get(node).is_some_and(|view| !view.server)
     }
 
+    fn is_deaf(&self, node: &NodeId) -> bool {
+        self.views.get(node).is_some_and(|view| view.deaf)
+    }
+
     fn compare_lsdbs(&self, component: &BTreeSet<NodeId>, wrongs: &mut Vec<Wrong>) {
-        let mut views = component.iter().filter_map(|node| Some((node, self.views.get(node)?)));
+        let views = component.iter().filter_map(|node| Some((node, self.views.get(node)?)));
+        let mut views = views.filter(|(_, view)| !view.deaf);
         let Some((&a, first)) = views.next() else { return };
         let differing = views.filter(|(_, view)| view.lsdb != first.lsdb);
         wrongs.extend(differing.map(|(&b, _)| Wrong::LsdbsDiffer { a, b }));
