@@ -32,6 +32,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(200);
 /// A watcher that gave no sign of life for so long is stuck.
 pub const STUCK: Duration = Duration::from_secs(300);
 
+/// An API server that is back is noticed within this: until then nobody's change is heard of.
+const AGAIN_WITHIN: Duration = Duration::from_secs(5);
 const PAGE: u32 = 500;
 /// A list of 500 objects from a busy API server.
 const LIST_WITHIN: Duration = Duration::from_secs(60);
@@ -96,7 +98,7 @@ where
             tracing::debug!(watcher = source.name, "Version expired, listing again");
             continue;
         }
-        let pause = backoff.failed();
+        let pause = backoff.failed().min(AGAIN_WITHIN);
         if failure.is_forbidden() {
             tracing::warn!(watcher = source.name, error = %failure, "Not allowed to watch");
         } else {
@@ -136,7 +138,7 @@ where
                 // The list is still good; only the connection is to be made again.
                 Err(failure) if !failure.is_expired() && !failure.is_forbidden() => {
                     pulse.beat(self.name, Instant::now());
-                    tokio::time::sleep(backoff.failed()).await;
+                    tokio::time::sleep(backoff.failed().min(AGAIN_WITHIN)).await;
                     continue;
                 }
                 Err(failure) => return Err(failure),
@@ -166,7 +168,7 @@ where
                     Ok(Ok(None)) => break,
                     Ok(Err(error)) => {
                         tracing::debug!(watcher = self.name, %error, "Watch broke off");
-                        tokio::time::sleep(backoff.failed()).await;
+                        tokio::time::sleep(backoff.failed().min(AGAIN_WITHIN)).await;
                         break;
                     }
                     Err(_) => {
