@@ -134,13 +134,13 @@ pub struct Desired {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unusable(pub String);
 
-/// The kinds that are applied.
+/// The kinds that are applied, in this order: what starts agents goes before what each of thousands has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     ConfigMap,
     EndpointSlice,
-    Peer,
     DaemonSet,
+    Peer,
 }
 
 /// Which object.
