@@ -351,7 +351,7 @@ fn nodes_are_configured_by_a_server_and_go_on_without_it() {
     b.wait("ready");
     let took = began.elapsed();
     println!("up from disk after {took:?}");
-    assert!(took < Duration::from_secs(3), "up after {took:?}");
+    assert!(took < Duration::from_secs(2), "up after {took:?}");
     until(MOMENT, "reached again", || pings(&a, "100.112.0.2"));
     assert_eq!(b.json("status")["config"]["revision"], 2);
 
