@@ -63,6 +63,7 @@ fn mesh() -> Mesh {
         next: [(other, Next::Via(S))].into(),
         owns: [own.parse().unwrap()].into(),
         server: false,
+        deaf: false,
     };
     let server = View {
         lsdb: 1,
