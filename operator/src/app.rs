@@ -108,7 +108,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn start_telemetry(log: &Log) -> anyhow::Result<Telemetry> {
-    telemetry::start(names::OPERATOR, &log.filter, log.format.into())
+    // Whoever asked says what failed; the client says it once more for each request.
+    let filter = format!("{},kube_client::client::builder=off", log.filter);
+    telemetry::start(names::OPERATOR, &filter, log.format.into())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -13,7 +13,7 @@ use kube::{Api, Client, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
 use crate::{
-    api, credentials,
+    api, credentials, facts,
     index::{self, Node, Secret, World},
     names,
     plan::{LocalRanges, agents, cni::Facts, ranges},
@@ -53,7 +53,7 @@ pub async fn run(
     };
     let nodes: Api<ApiNode> = Api::all(client.clone());
     let nodes = api::within(api::WITHIN, nodes.list(&ListParams::default())).await?;
-    let services: Api<ServiceCIDR> = Api::all(client);
+    let services: Api<ServiceCIDR> = Api::all(client.clone());
     let services = api::within(api::WITHIN, services.list(&ListParams::default())).await?;
     let mut world = World::default();
     for node in nodes {
@@ -63,7 +63,8 @@ pub async fn run(
     for range in services {
         world.service_ranges.insert(range.name_any(), index::take_service_ranges(range).into());
     }
-    let local = LocalRanges::of(&world, &Facts::default());
+    let facts = facts::read(&client, &world, Facts::default()).await;
+    let local = LocalRanges::of(&world, &facts);
     invite(&found, &Secret::take(secret), namespace, cluster, pod_cidrs, &local)
 }
 

@@ -185,7 +185,7 @@ impl Reconciler {
     pub async fn run(mut self, mut inputs: Inputs, token: CancellationToken) -> anyhow::Result<()> {
         inputs.world.wait_for(|world| world.is_synced()).await?;
         let world = inputs.world.borrow_and_update().clone();
-        self.facts = facts::read(&self.client, &world).await;
+        self.facts = facts::read(&self.client, &world, Facts::default()).await;
         self.facts_due = Instant::now() + FACTS;
         let mut earliest = Instant::now();
         let mut pass_at = Some(earliest);
@@ -232,7 +232,8 @@ impl Reconciler {
             if self.facts_due <= now {
                 self.facts_due = now + FACTS;
                 let (client, world) = (self.client.clone(), inputs.world.borrow().clone());
-                let read = async move { facts::read(&client, &world).await };
+                let before = self.facts.clone();
+                let read = async move { facts::read(&client, &world, before).await };
                 self.running.push(read.map(|facts| Done::Facts(Box::new(facts))).boxed());
             }
             if pass_at.is_some_and(|at| at <= now) {

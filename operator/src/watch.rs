@@ -101,6 +101,8 @@ where
         let pause = backoff.failed().min(AGAIN_WITHIN);
         if failure.is_forbidden() {
             tracing::warn!(watcher = source.name, error = %failure, "Not allowed to watch");
+        } else if backoff.failures() == 1 {
+            tracing::warn!(watcher = source.name, error = %failure, "Watch failed, trying again");
         } else {
             tracing::debug!(watcher = source.name, error = %failure, ?pause, "Watch failed");
         }

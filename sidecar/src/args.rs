@@ -265,6 +265,12 @@ pub struct Events {
     pub follow: bool,
 }
 
+/// A number of seconds, up to a day.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "write seconds, such as 0.2".to_owned())
+}
+
 #[derive(Clone, Debug, Args)]
 pub struct Ping {
     /// Host name, mesh address or (the beginning of) the node id
@@ -273,8 +279,8 @@ pub struct Ping {
     #[arg(short, default_value_t = 4, value_name = "N")]
     pub count: u32,
     /// Seconds between them
-    #[arg(short, default_value_t = 1.0, value_name = "S")]
-    pub interval: f64,
+    #[arg(short, default_value = "1", value_name = "S", value_parser = seconds)]
+    pub interval: Duration,
     #[command(flatten)]
     pub look: Look,
 }

@@ -32,14 +32,24 @@ pub fn show<T: Serialize>(
 /// When standard output is gone.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", text.trim_end())
-        .and_then(|()| out.flush())
-        .map_err(|error| Failure::failed(format!("Cannot write the output: {error}"), ""))
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        // Who reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written
+            .map_err(|error| Failure::failed(format!("Cannot write the output: {error}"), "")),
+    }
 }
 
 /// Whether colour helps: on a terminal, unless `NO_COLOR` is set.
 fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Without what would move a terminal's cursor: others chose some of these texts.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char })
+        .collect()
 }
 
 /// Columns, aligned, two spaces between.
@@ -56,7 +66,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         .collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let padded: Vec<String> =
-            cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            cells.zip(&widths).map(|(cell, width)| format!("{:<width$}", plain(cell))).collect();
         padded.join("  ").trim_end().to_owned()
     };
     let mut lines = vec![line(&mut head.iter().copied())];

@@ -44,6 +44,12 @@ pub fn merge_delivered(
             }
         };
     }
+    if run.network.as_deref().is_some_and(|name| name.trim().is_empty()) {
+        return Err(Failure::usage(
+            "The network's name is empty",
+            "Name it with --network, EASYNET_NETWORK or network.name.",
+        ));
+    }
     put!(network, "network", run.network.clone().map(Some));
     put!(secret_file, "secret_file", run.secret_file.clone().map(Some));
     put!(peers, "peers", list(&run.peers)?);

@@ -9,6 +9,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     net::Ipv4Addr,
@@ -27,7 +28,7 @@ use crate::error::Failure;
 const KEY: &str = "node.key";
 
 /// What is kept beside the key.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Kept {
     boot: u32,
@@ -36,6 +37,13 @@ struct Kept {
     claim: Option<(Ipv4Addr, u64)>,
     /// Base32 of derived master keys by a hash of name and secret, so that the slow derivation runs once.
     masters: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for Kept {
+    /// Without the keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").field("boot", &self.boot).finish_non_exhaustive()
+    }
 }
 
 /// An open state directory; nobody else has it.

@@ -111,6 +111,8 @@ pub fn daemon_set(network: &EasyNetwork, install: &Install, feed: &FeedService) 
     let collector =
         collector.map(|url| json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": url}));
     let env = [
+        // By this, not by an argument, so that `kubectl exec … -- easynet peers` finds it too.
+        json!({"name": "EASYNET_ADMIN", "value": admin}),
         json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
         json!({"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}),
         json!({"name": "FEED_ADDRESS", "valueFrom": {"configMapKeyRef": {"name": names::FEED, "key": "address"}}}),
@@ -128,7 +130,6 @@ pub fn daemon_set(network: &EasyNetwork, install: &Install, feed: &FeedService) 
             "--standby",
             "--state-dir", state,
             "--tun", names::tun(&name),
-            "--admin", admin,
             "--config-server-token-file", "/var/run/secrets/easynet/token",
             "--metrics", format!("$(HOST_IP):{port}"),
             "--log-format", "json",

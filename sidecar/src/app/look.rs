@@ -181,11 +181,10 @@ fn event_line(event: &view::Event) -> String {
 
 async fn ping(args: Ping) -> Result<(), Failure> {
     let mut pongs: Vec<Option<view::Pong>> = Vec::new();
-    let interval = Duration::try_from_secs_f64(args.interval).unwrap_or(Duration::from_secs(1));
     let mut number = 0;
     while args.count == 0 || number < args.count {
         if number > 0 {
-            tokio::time::sleep(interval).await;
+            tokio::time::sleep(args.interval).await;
         }
         number += 1;
         let request = Request::Ping { peer: args.peer.clone() };

@@ -120,11 +120,7 @@ impl Cluster {
         let pods = self.list("pods", &["-n", NAMESPACE, "-l", &label, "--field-selector", &name]);
         let alive = pods.iter().find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         let pod = alive.and_then(|pod| pod["metadata"]["name"].as_str()).unwrap_or("none");
-        let admin = format!("/run/easynet/{network}.sock");
-        self.kubectl(
-            &[&["-n", NAMESPACE, "exec", pod, "--", "easynet"], words, &["--admin", &admin]]
-                .concat(),
-        )
+        self.kubectl(&[&["-n", NAMESPACE, "exec", pod, "--", "easynet"], words].concat())
     }
 
     /// Whether the agent of `node` has a direct path to the member called `peer`.
