@@ -29,8 +29,6 @@ pub use crate::{
 pub const GROUP: &str = "easynet.io";
 /// Its only version.
 pub const VERSION: &str = "v1alpha1";
-/// `kubectl get easynet` lists all kinds.
-pub const CATEGORY: &str = "easynet";
 
 /// Every definition, in the order in which a person wants to read them.
 pub fn definitions() -> [CustomResourceDefinition; 2] {

@@ -490,4 +490,4 @@ fn created(meta: &ObjectMeta) -> i64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -24,8 +24,6 @@ pub const LEASE: &str = OPERATOR;
 
 /// Which tokens the feed accepts.
 pub const AUDIENCE: &str = "easynet";
-/// Where the feed listens, in the operator's pod.
-pub const FEED_PORT: u16 = 22020;
 
 /// An EasyPeer's name has so much of its member's.
 const LONGEST_MEMBER: usize = 150;

@@ -31,12 +31,7 @@ const SOON: Duration = Duration::from_secs(20);
 async fn every_failure_has_a_reason_and_a_message_that_helps() {
     let bed = Bed::start(Options::default(), 2, &[]).await;
     let operator = bed.operator("op-1").await;
-    bed.apply(network(json!({"clusterName": "fra1"}))).await;
-    let mut agents = bed.agents(operator.feed, &["node-1", "node-2"]).await;
-    for agent in &mut agents {
-        agent.run_what_is_delivered().await;
-    }
-    bed.condition("Ready", "True").await;
+    let mut agents = bed.ready(operator.feed).await;
 
     secrets_that_hold_no_keys(&bed).await;
     a_network_id_of_another_network(&bed).await;

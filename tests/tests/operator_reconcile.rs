@@ -163,12 +163,7 @@ async fn of_two_operators_one_leads_and_the_other_takes_over_without_renumbering
     let first = bed.operator("op-1").await;
     bed.wait("a leader", || async { (bed.leader().await? == "op-1").then_some(()) }).await;
     let second = bed.operator("op-2").await;
-    bed.apply(network(json!({"clusterName": "fra1"}))).await;
-    let mut agents = bed.agents(first.feed, &["node-1", "node-2"]).await;
-    for agent in &mut agents {
-        agent.run_what_is_delivered().await;
-    }
-    bed.condition("Ready", "True").await;
+    let mut agents = bed.ready(first.feed).await;
     bed.quiet(&first).await;
     let before = bed.peers().await;
     let delivered = agents[0].desired().await.revision;
@@ -202,12 +197,7 @@ async fn of_two_operators_one_leads_and_the_other_takes_over_without_renumbering
 async fn an_api_server_that_goes_and_comes_back_changes_nothing() {
     let bed = Bed::start(Options::default(), 2, &[]).await;
     let operator = bed.operator("op-1").await;
-    bed.apply(network(json!({"clusterName": "fra1"}))).await;
-    let mut agents = bed.agents(operator.feed, &["node-1", "node-2"]).await;
-    for agent in &mut agents {
-        agent.run_what_is_delivered().await;
-    }
-    bed.condition("Ready", "True").await;
+    let mut agents = bed.ready(operator.feed).await;
     bed.quiet(&operator).await;
     let before = bed.peers().await;
 
@@ -242,12 +232,7 @@ async fn an_operator_that_is_killed_is_replaced_within_the_time_of_its_lease() {
     let first = bed.operator_process("op-1").await;
     bed.wait("a leader", || async { (bed.leader().await? == "op-1").then_some(()) }).await;
     let second = bed.operator_process("op-2").await;
-    bed.apply(network(json!({"clusterName": "fra1"}))).await;
-    let mut agents = bed.agents(first.feed, &["node-1", "node-2"]).await;
-    for agent in &mut agents {
-        agent.run_what_is_delivered().await;
-    }
-    bed.condition("Ready", "True").await;
+    let agents = bed.ready(first.feed).await;
     let before = bed.peers().await;
     drop(agents);
 

@@ -173,6 +173,17 @@ impl Bed {
         path
     }
 
+    /// A network whose two nodes run what is delivered, once it is Ready.
+    pub async fn ready(&self, feed: SocketAddr) -> Vec<Agent> {
+        self.apply(network(json!({"clusterName": "fra1"}))).await;
+        let mut agents = self.agents(feed, &["node-1", "node-2"]).await;
+        for agent in &mut agents {
+            agent.run_what_is_delivered().await;
+        }
+        self.condition("Ready", "True").await;
+        agents
+    }
+
     /// Agents on some nodes, as far as the operator can tell.
     pub async fn agents(&self, feed: SocketAddr, nodes: &[&str]) -> Vec<Agent> {
         let set = self.wait("the DaemonSet", || self.daemon_set("prod")).await;

@@ -6,7 +6,7 @@ use crds::{
 };
 
 use super::*;
-use crate::index::{Change, Delta, Index, Live};
+use crate::index::{Index, Live, tests::empty_lists};
 
 #[test]
 fn a_pod_that_asks_gets_a_native_sidecar_before_everything_else() {
@@ -190,20 +190,7 @@ fn world() -> World {
 /// The same, as if all watches had listed what there is.
 pub(crate) fn synced_world() -> World {
     let mut index = Index::default();
-    for change in [
-        Change::Networks(Delta::Reset(Vec::new())),
-        Change::Peers(Delta::Reset(Vec::new())),
-        Change::Nodes(Delta::Reset(Vec::new())),
-        Change::Agents(Delta::Reset(Vec::new())),
-        Change::Injected(Delta::Reset(Vec::new())),
-        Change::Namespaces(Delta::Reset(Vec::new())),
-        Change::Secrets(Delta::Reset(Vec::new())),
-        Change::ServiceRanges(Delta::Reset(Vec::new())),
-        Change::FeedServices(Delta::Reset(Vec::new())),
-        Change::DaemonSets(Delta::Reset(Vec::new())),
-        Change::ConfigMaps(Delta::Reset(Vec::new())),
-        Change::Slices(Delta::Reset(Vec::new())),
-    ] {
+    for change in empty_lists() {
         index.apply(change);
     }
     let (known, mut world) = (world(), index.world().clone());
