@@ -160,6 +160,15 @@ impl Engine {
         addresses
     }
 
+    /// Where the addresses of members come from, as far as this node's own tell.
+    fn ranges(&self) -> Vec<IpNet> {
+        let mut ranges = self.fixed_addresses();
+        if let Ipv4Policy::Auto { range, .. } = self.config.ipv4 {
+            ranges.push(IpNet::V4(range));
+        }
+        ranges
+    }
+
     pub(super) fn on_push(&mut self, from: NodeId, push: Push, now: Instant) {
         for copy in push.copies {
             let Some(container) = Container::parse(copy.container) else {
@@ -368,6 +377,7 @@ impl Engine {
             protected: &self.config.protected,
             behind: &self.config.behind,
             connected: &connected,
+            ranges: &self.ranges(),
             imports: &self.config.imports,
         };
         let rib = rib::compute(self.me, own, &self.reachable, &self.silent(), &self.topology);

@@ -34,9 +34,11 @@ pub struct Own<'a> {
     pub behind: &'a [IpNet],
     /// What its configuration protects.
     pub protected: &'a [IpNet],
-    /// Networks that the host is connected to: importing (a part of) one would take it from the host. Single addresses
-    /// are the mesh's own business: a carrier's 100.64.0.0/10 may well contain the mesh's range.
+    /// Networks that the host is connected to, with its addresses: importing (a part of) one would take it from the host.
     pub connected: &'a [IpNet],
+    /// The mesh's ranges. Addresses of members in them are imported although the host is connected to a network around
+    /// them: a carrier's 100.64.0.0/10 may well contain the mesh's range.
+    pub ranges: &'a [IpNet],
     pub imports: &'a Imports,
 }
 
@@ -220,7 +222,11 @@ impl Own<'_> {
         if let Some(net) = self.protected.iter().find(overlaps) {
             return Some(format!("overlaps {net}, which the configuration protects"));
         }
-        if let Some(net) = self.connected.iter().filter(|_| is_subnet).find(overlaps) {
+        if !is_subnet && self.connected.iter().any(|net| net.addr() == prefix.addr()) {
+            return Some(format!("{} is an address of this host", prefix.addr()));
+        }
+        let is_of_mesh = !is_subnet && self.ranges.iter().any(|net| net.contains(&prefix));
+        if let Some(net) = self.connected.iter().filter(|_| !is_of_mesh).find(overlaps) {
             return Some(format!("overlaps {}, a network of this host", net.trunc()));
         }
         if let Some(net) = self.behind.iter().find(overlaps) {
@@ -309,14 +315,19 @@ mod tests {
             mesh: &[net("100.112.0.1/32"), net("10.9.0.0/24")],
             protected: &[net("10.96.0.0/12")],
             behind: &[net("10.244.0.0/16")],
-            connected: &[net("192.168.1.7/24"), net("100.64.3.4/10")],
+            connected: &[net("192.168.1.7/24"), net("100.64.3.4/10"), net("100.112.9.9/32")],
+            ranges: &[net("100.112.0.0/16")],
             imports: &Imports::All,
         };
         for (prefix, refused) in [
             ("192.168.1.0/24", Some("192.168.1.0/24, a network of this host")),
             ("192.168.1.128/25", Some("a network of this host")),
             ("192.168.0.0/16", Some("a network of this host")),
+            ("192.168.1.1/32", Some("192.168.1.0/24, a network of this host")),
+            ("192.168.1.7/32", Some("192.168.1.7 is an address of this host")),
             ("192.168.2.0/24", None),
+            ("100.99.0.1/32", Some("100.64.0.0/10, a network of this host")),
+            ("100.112.9.9/32", Some("100.112.9.9 is an address of this host")),
             ("100.112.0.2/32", None),
             ("100.112.0.1/32", Some("this node has")),
             ("10.9.0.0/24", Some("this node has")),
@@ -345,7 +356,15 @@ mod tests {
         let net = |text: &str| text.parse::<IpNet>().unwrap();
         let listed = Imports::Listed(vec![net("10.200.0.0/16")]);
         let refusal = |imports: &Imports, prefix: &str| {
-            let own = Own { mesh: &[], protected: &[], behind: &[], connected: &[], imports };
+            let none = &[];
+            let own = Own {
+                mesh: none,
+                protected: none,
+                behind: none,
+                connected: none,
+                ranges: none,
+                imports,
+            };
             own.refusal(net(prefix))
         };
         for (prefix, of_listed, of_none) in [
