@@ -7,8 +7,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
+    time::Instant,
 };
 
+use operator::{api::Requests, metrics::Metrics, watch::Pulse};
 use serde_json::Value;
 use tests::kubetools::{helm, root, validate};
 
@@ -315,6 +318,30 @@ fn alerts_and_dashboards_ask_for_metrics_that_exist() {
             name = name.trim_end_matches(suffix);
         }
         assert!(sources.contains(&format!("\"{name}\"")), "no metric {metric}");
+    }
+}
+
+#[test]
+fn the_documentation_knows_every_metric_of_the_operator() {
+    let page = fs::read_to_string(root().join("docs/kubernetes/README.md")).unwrap();
+    let metrics = Metrics::new(Requests::default(), Pulse::default());
+    metrics.serves(Arc::default());
+
+    let text = metrics.render(Instant::now());
+
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let names: Vec<&str> = names.filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.len() > 10, "{names:?}");
+    for name in names {
+        assert!(page.contains(&format!("`{name}")), "{name} is not there");
+    }
+}
+
+#[test]
+fn the_guide_knows_every_kind_of_event() {
+    let guide = fs::read_to_string(root().join("docs/guide.md")).unwrap();
+    for kind in engine::event::NoticeKind::ALL {
+        assert!(guide.contains(&format!("`{}`", kind.as_str())), "{kind:?} is not there");
     }
 }
 

@@ -248,6 +248,11 @@ fn metrics_are_there_and_true() {
         line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
     };
 
+    let guide = std::fs::read_to_string("../docs/guide.md").unwrap();
+    for name in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = name.split(' ').next().unwrap();
+        assert!(guide.contains(&format!("`{name}")), "{name} is not in the guide");
+    }
     assert_eq!(value("easynet_peers{state=\"direct\"}"), 1.0);
     assert_eq!(value("easynet_peers{state=\"relayed\"}"), 0.0);
     let switches = world.a.events("path_primary").len() as f64;

@@ -153,47 +153,42 @@ impl Notice {
     }
 }
 
-/// The kinds of `easynet events`; a closed list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum NoticeKind {
-    PeerUp,
-    PeerDown,
-    PathPrimary,
-    PunchStarted,
-    PunchEnded,
-    NatProfile,
-    RouteAdded,
-    RouteRemoved,
-    ServerAttached,
-    ServerLost,
-    ConfigApplied,
-    /// Whoever configures the node took a configuration back.
-    ConfigRolledBack,
-    AddressClaimed,
-    AddressConflict,
-    KeyEpoch,
-    Revoked,
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
+        /// The kinds of `easynet events`; a closed list.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum NoticeKind {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl NoticeKind {
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+    };
 }
 
-impl NoticeKind {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PeerUp => "peer_up",
-            Self::PeerDown => "peer_down",
-            Self::PathPrimary => "path_primary",
-            Self::PunchStarted => "punch_started",
-            Self::PunchEnded => "punch_ended",
-            Self::NatProfile => "nat_profile",
-            Self::RouteAdded => "route_added",
-            Self::RouteRemoved => "route_removed",
-            Self::ServerAttached => "server_attached",
-            Self::ServerLost => "server_lost",
-            Self::ConfigApplied => "config_applied",
-            Self::ConfigRolledBack => "config_rolled_back",
-            Self::AddressClaimed => "address_claimed",
-            Self::AddressConflict => "address_conflict",
-            Self::KeyEpoch => "key_epoch",
-            Self::Revoked => "revoked",
-        }
-    }
+kinds! {
+    PeerUp = "peer_up",
+    PeerDown = "peer_down",
+    PathPrimary = "path_primary",
+    PunchStarted = "punch_started",
+    PunchEnded = "punch_ended",
+    NatProfile = "nat_profile",
+    RouteAdded = "route_added",
+    RouteRemoved = "route_removed",
+    ServerAttached = "server_attached",
+    ServerLost = "server_lost",
+    ConfigApplied = "config_applied",
+    /// Whoever configures the node took a configuration back.
+    ConfigRolledBack = "config_rolled_back",
+    AddressClaimed = "address_claimed",
+    AddressConflict = "address_conflict",
+    KeyEpoch = "key_epoch",
+    Revoked = "revoked",
 }
