@@ -155,6 +155,11 @@ async fn take_down(options: Retire) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where the operator sends traces, and so those that it configures.
+fn collector() -> Option<String> {
+    std::env::var(names::COLLECTOR).ok()
+}
+
 async fn client(requests: &Requests) -> anyhow::Result<Client> {
     let mut config = Config::infer().await.context(
         "there is neither a kubeconfig nor a ServiceAccount; set KUBECONFIG, or run in a cluster",
@@ -339,7 +344,7 @@ fn lead(group: &TaskGroup, parts: Parts<'_>) {
         .with_context(|| format!("--feed-listen {listen} is not to be had"))?;
         metrics.serves(server.counts.clone());
         let install = Install {
-            collector: std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok(),
+            collector: collector(),
             namespace,
             image,
             pull_policy,
@@ -365,6 +370,7 @@ fn answering(
         image: options.image.clone(),
         pull_policy: options.image_pull_policy.as_str().to_owned(),
         default_pod_security: options.default_pod_security,
+        collector: collector(),
     };
     let metrics = metrics.clone();
     webhook::serve::Answering {

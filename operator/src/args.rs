@@ -1,6 +1,9 @@
 //! The command line.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -78,7 +81,7 @@ pub struct Join {
     pub network: String,
     /// Name of the cluster that joins; no other cluster of the network may have it
     #[arg(long, value_name = "NAME")]
-    pub cluster_name: String,
+    pub cluster_name: ClusterName,
     /// A range of pods of the cluster that joins (repeat); where this cluster uses it too, it is mapped to one that is free
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pub pod_cidrs: Vec<IpNet>,
@@ -94,6 +97,32 @@ pub struct Retire {
     pub place: Place,
     #[command(flatten)]
     pub log: Log,
+}
+
+/// A cluster's name, as `spec.clusterName` of an EasyNetwork: a label of the names of its nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterName(String);
+
+impl ClusterName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ClusterName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let is_label = (1..=63).contains(&text.len())
+            && text.chars().all(inner)
+            && !text.starts_with('-')
+            && !text.ends_with('-');
+        if !is_label {
+            return Err("write at most 63 lower-case letters, digits and dashes".to_owned());
+        }
+        Ok(Self(text.to_owned()))
+    }
 }
 
 /// Where the operator is installed.
@@ -180,5 +209,15 @@ mod tests {
 
         let Command::Run(run) = cli.command else { panic!("{cli:?}") };
         assert_eq!(run.image_pull_policy, PullPolicy::Never);
+    }
+
+    #[test]
+    fn a_cluster_name_is_a_label() {
+        for right in ["b", "eu-west-1"] {
+            assert!(right.parse::<ClusterName>().is_ok(), "{right}");
+        }
+        for wrong in ["", "B", "-b", "b-", "b.c", "b c"] {
+            assert!(wrong.parse::<ClusterName>().is_err(), "{wrong}");
+        }
     }
 }

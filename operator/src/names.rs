@@ -25,6 +25,9 @@ pub const LEASE: &str = OPERATOR;
 /// Which tokens the feed accepts.
 pub const AUDIENCE: &str = "easynet";
 
+/// The environment variable that says where traces go, for us and for those that we configure.
+pub const COLLECTOR: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
 /// An EasyPeer's name has so much of its member's.
 const LONGEST_MEMBER: usize = 150;
 

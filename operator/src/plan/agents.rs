@@ -107,9 +107,7 @@ pub fn daemon_set(network: &EasyNetwork, install: &Install, feed: &FeedService) 
             "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures,
         })
     };
-    let collector = install.collector.iter();
-    let collector =
-        collector.map(|url| json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": url}));
+    let collector = install.collector.as_deref().map(env_of_collector);
     let env = [
         // By this, not by an argument, so that `kubectl exec … -- easynet peers` finds it too.
         json!({"name": "EASYNET_ADMIN", "value": admin}),
@@ -199,6 +197,11 @@ pub fn daemon_set(network: &EasyNetwork, install: &Install, feed: &FeedService) 
         },
     });
     Object::new(Target::DaemonSet, &install.namespace, names::agents(&name), object)
+}
+
+/// Tells a sidecar where its traces go.
+pub fn env_of_collector(url: &str) -> Value {
+    json!({"name": names::COLLECTOR, "value": url})
 }
 
 /// Where an agent answers probes and scrapers, on its node's address: a port that follows from that of the mesh, so that two

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     index::{Labels, World},
     names,
+    plan::agents,
 };
 
 pub use crate::index::SIDECAR_CONTAINER as CONTAINER;
@@ -48,6 +49,8 @@ pub struct Settings {
     pub pull_policy: String,
     /// What the cluster enforces in a namespace without a label about it.
     pub default_pod_security: PodSecurity,
+    /// Where the sidecars send traces.
+    pub collector: Option<String>,
 }
 
 /// A level of the Pod Security Standards.
@@ -295,6 +298,14 @@ fn add(path: &str, value: Value) -> Add {
 
 fn sidecar(config_server: &str, settings: &Settings) -> Value {
     let ready = format!("{READY_WITHIN_SECONDS}s");
+    let mut env = vec![
+        json!({"name": "EASYNET_CONFIG_SERVER", "value": config_server}),
+        json!({"name": "EASYNET_CONFIG_SERVER_TOKEN_FILE", "value": "/var/run/secrets/easynet/token"}),
+        json!({"name": "EASYNET_HOSTNAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
+        json!({"name": "EASYNET_STATE_DIR", "value": "/var/lib/easynet/state"}),
+        json!({"name": "EASYNET_ADMIN", "value": "/var/lib/easynet/admin.sock"}),
+    ];
+    env.extend(settings.collector.as_deref().map(agents::env_of_collector));
     json!({
         "name": CONTAINER,
         "image": settings.image,
@@ -302,13 +313,7 @@ fn sidecar(config_server: &str, settings: &Settings) -> Value {
         "command": ["easynet"],
         "args": ["run"],
         "restartPolicy": "Always",
-        "env": [
-            {"name": "EASYNET_CONFIG_SERVER", "value": config_server},
-            {"name": "EASYNET_CONFIG_SERVER_TOKEN_FILE", "value": "/var/run/secrets/easynet/token"},
-            {"name": "EASYNET_HOSTNAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-            {"name": "EASYNET_STATE_DIR", "value": "/var/lib/easynet/state"},
-            {"name": "EASYNET_ADMIN", "value": "/var/lib/easynet/admin.sock"},
-        ],
+        "env": env,
         "startupProbe": {
             "exec": {"command": ["easynet", "status", "--wait", "ready", "--timeout", ready]},
             "periodSeconds": 1,

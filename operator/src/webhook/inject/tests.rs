@@ -55,6 +55,18 @@ fn the_sidecar_finds_the_feed_without_dns_and_shows_it_who_it_is() {
 }
 
 #[test]
+fn the_sidecar_sends_its_traces_where_the_operator_does() {
+    let settings = Settings { collector: Some("http://10.96.0.20:4318".to_owned()), ..settings() };
+
+    let patched = injected_by(&pod(json!({})), &world(), &settings);
+
+    let env = patched["spec"]["initContainers"][0]["env"].as_array().unwrap();
+    let expected =
+        json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://10.96.0.20:4318"});
+    assert!(env.contains(&expected), "{env:?}");
+}
+
+#[test]
 fn the_sidecar_may_shape_its_own_network_and_nothing_else() {
     let patched = injected(&pod(json!({})), &world());
 
@@ -173,6 +185,7 @@ fn settings() -> Settings {
         image: "easynet:1".to_owned(),
         pull_policy: "IfNotPresent".to_owned(),
         default_pod_security: PodSecurity::Privileged,
+        collector: None,
     }
 }
 
@@ -220,7 +233,11 @@ fn pod(spec: Value) -> Pod {
 
 /// The pod after the patch.
 fn injected(pod: &Pod, world: &World) -> Value {
-    let Verdict::Inject(adds) = inject(pod, "shop", world, &settings()) else { panic!("refused") };
+    injected_by(pod, world, &settings())
+}
+
+fn injected_by(pod: &Pod, world: &World, settings: &Settings) -> Value {
+    let Verdict::Inject(adds) = inject(pod, "shop", world, settings) else { panic!("refused") };
     let mut patched = serde_json::to_value(pod).unwrap();
     for Add { path, value, .. } in adds {
         let (parent, last) = path.rsplit_once('/').unwrap();

@@ -134,6 +134,7 @@ impl Server {
             image: "easynet:1".to_owned(),
             pull_policy: "IfNotPresent".to_owned(),
             default_pod_security: PodSecurity::Privileged,
+            collector: None,
         };
         let answering = Answering {
             world: receiver,
