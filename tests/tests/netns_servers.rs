@@ -20,6 +20,31 @@ fn meet(nodes: &[&Node]) {
     }
 }
 
+/// Two members that a public server carries for.
+struct Relayed {
+    lab: Lab,
+    relay: Host,
+    server: Node,
+    url: String,
+    host_a: Host,
+    host_b: Host,
+    a: Node,
+    b: Node,
+}
+
+impl Relayed {
+    fn new() -> Self {
+        let mut lab = Lab::new();
+        let relay = lab.public_host("relay");
+        let (host_a, host_b) = (lab.public_host("a"), lab.public_host("b"));
+        let (server, url) = node::server(&mut lab, &relay, "server", "");
+        let a = Node::start(&lab, &host_a, "a", &[&url], "--p2p relay-only");
+        let b = Node::start(&lab, &host_b, "b", &[&url], "--p2p relay-only");
+        meet(&[&a, &b]);
+        Self { lab, relay, server, url, host_a, host_b, a, b }
+    }
+}
+
 fn address6(host: &Host) -> &str {
     host.address6.as_deref().unwrap()
 }
@@ -78,13 +103,7 @@ fn a_second_home_carries_on_when_the_first_one_dies() {
 
 #[test]
 fn a_server_that_restarts_costs_those_who_talk_a_moment() {
-    let mut lab = Lab::new();
-    let relay = lab.public_host("relay");
-    let (host_a, host_b) = (lab.public_host("a"), lab.public_host("b"));
-    let (mut server, url) = node::server(&mut lab, &relay, "server", "");
-    let a = Node::start(&lab, &host_a, "a", &[&url], "--p2p relay-only");
-    let b = Node::start(&lab, &host_b, "b", &[&url], "--p2p relay-only");
-    meet(&[&a, &b]);
+    let Relayed { mut lab, relay, mut server, url, host_a, host_b, a, b } = Relayed::new();
     let target = b.ipv4();
     assert_eq!(host_a.ping(&target, 5, Duration::from_millis(50)).lost(), 0);
 
@@ -107,13 +126,7 @@ fn a_server_that_restarts_costs_those_who_talk_a_moment() {
 
 #[test]
 fn a_server_that_is_told_to_stop_and_comes_back_costs_a_moment() {
-    let mut lab = Lab::new();
-    let relay = lab.public_host("relay");
-    let (host_a, host_b) = (lab.public_host("a"), lab.public_host("b"));
-    let (mut server, url) = node::server(&mut lab, &relay, "server", "");
-    let a = Node::start(&lab, &host_a, "a", &[&url], "--p2p relay-only");
-    let b = Node::start(&lab, &host_b, "b", &[&url], "--p2p relay-only");
-    meet(&[&a, &b]);
+    let Relayed { mut lab, relay, mut server, host_a, a, b, .. } = Relayed::new();
     let target = b.ipv4();
     assert_eq!(host_a.ping(&target, 3, Duration::from_millis(50)).lost(), 0);
 

@@ -104,24 +104,15 @@ fn first_packets(homes: &Homes) -> Duration {
     command("a", &format!("ping -c 5 -i 0.01 {target}"));
     show(&homes.host_a.run(&format!("ping -n -c 5 -i 0.01 {target}")));
     homes.a.wait("direct=b", MOMENT);
-    command("a", "easynet events");
-    let mut direct = Duration::ZERO;
-    for event in homes.a.json("events").as_array().into_iter().flatten() {
-        let kind = event["kind"].as_str().unwrap_or_default();
-        if !["peer_up", "path_primary", "punch_started", "punch_ended"].contains(&kind) {
-            continue;
-        }
-        if let Some(after) = event["fields"]["after_ms"].as_str().and_then(|ms| ms.parse().ok()) {
-            direct = Duration::from_millis(after);
-        }
-        let at = event["at"].as_str().unwrap_or_default();
-        println!(
-            "  {}  {:<34} {}",
-            &at[11..at.len() - 1],
-            event["message"].as_str().unwrap_or_default(),
-            fields(event)
-        );
-    }
+    let kinds = ["peer_up", "path_primary", "punch_started", "punch_ended"];
+    command("a", &format!("easynet events | grep -E '{}'", kinds.join("|")));
+    let events = homes.a.cli(&["events"]).stdout;
+    let events = String::from_utf8_lossy(&events);
+    let wanted = events.lines().filter(|line| kinds.iter().any(|kind| line.contains(kind)));
+    show(&wanted.collect::<Vec<_>>().join("\n"));
+    let directs = homes.a.events("path_primary");
+    let after = directs.iter().find_map(|event| event["fields"]["after_ms"].as_str()?.parse().ok());
+    let direct = Duration::from_millis(after.unwrap_or_default());
     println!("  The direct path carried the traffic {direct:?} after the first packet.");
     direct
 }
@@ -218,14 +209,6 @@ fn leave(homes: &mut Homes) {
     show(&homes.host_a.run("ip -br link; ip rule"));
     homes.b.stop();
     homes.server.stop();
-}
-
-fn fields(event: &serde_json::Value) -> String {
-    let fields = event["fields"].as_object().into_iter().flatten();
-    let words: Vec<String> = fields
-        .map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default()))
-        .collect();
-    words.join(" ")
 }
 
 fn round(time: Duration) -> Duration {

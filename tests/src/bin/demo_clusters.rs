@@ -173,7 +173,6 @@ fn pods(a: &Cluster, b: &Cluster) -> String {
 
 fn traffic(b: &Cluster, target: &str) -> Duration {
     title("A pod of b reaches a pod of a");
-    let start = Instant::now();
     b.wait("a pod of b reaches one of a", MOMENT, || b.fetch("client", target, 8080).is_some());
     command("b", &format!("kubectl exec client -- ping -c 5 -i 0.2 {target}"));
     show(&b.exec("client", &format!("ping -c 5 -i 0.2 {target}")).stdout);
@@ -181,7 +180,7 @@ fn traffic(b: &Cluster, target: &str) -> Duration {
         b.fetch("client", target, 8080);
         b.is_direct("prod", "b-n1", "a-n1.a")
     });
-    let direct = start.elapsed();
+    let direct = b.direct_after("prod", "b-n1", "a-n1.a");
     command("b", &format!("kubectl exec client -- sh -c \"echo GET / | nc {target} 8080\""));
     show(&b.fetch("client", target, 8080).unwrap_or_default());
     command("b", "kubectl -n easynet-system exec ds/easynet-agent-prod -- easynet peers");

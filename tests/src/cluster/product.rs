@@ -131,6 +131,24 @@ impl Cluster {
         peers.as_array().is_some_and(|peers| peers.iter().any(direct))
     }
 
+    /// From a node's first packet for a peer until its direct path carried the traffic, as its events say.
+    pub fn direct_after(&self, network: &str, node: &str, peer: &str) -> Duration {
+        let ask = |what: &str| {
+            let said = self.easynet(network, node, &[what, "-o", "json"]).stdout;
+            serde_json::from_str::<Value>(&said).unwrap_or_default()
+        };
+        let (peers, events) = (ask("peers"), ask("events"));
+        let named = |other: &&Value| other["hostname"] == peer;
+        let id =
+            peers.as_array().and_then(|peers| peers.iter().find(named)).map(|it| &it["node_id"]);
+        let after = |event: &Value| {
+            let is_its = event["kind"] == "path_primary" && Some(&event["peer"]) == id;
+            event["fields"]["after_ms"].as_str().filter(|_| is_its)?.parse().ok()
+        };
+        let after = events.as_array().and_then(|events| events.iter().find_map(after));
+        Duration::from_millis(after.unwrap_or_else(|| panic!("no direct path in {events}")))
+    }
+
     /// Pods of the installation, their events and the last of what they log: for the message of a failure.
     pub fn what_easynet_says(&self) -> String {
         let mut text =
