@@ -289,6 +289,10 @@ async fn decide(answers: &Answers, request: Request) -> Result<Vec<u8>, CallFail
             to_json(&events.iter().map(view::event).collect::<Vec<_>>())
         }
         Request::Ping { peer } => {
+            if view::is_own(&answers.facts, &answers.view().await?.snapshot, &peer) {
+                let message = format!("{peer} is this node itself; ping another one");
+                return Err(CallFailure::new(Reason::Failed, message));
+            }
             let target = peer.clone();
             match answers.ask(|answer| Command::Ping { target, answer }).await? {
                 PingOutcome::Unknown => return Err(unknown(&peer)),

@@ -6,11 +6,15 @@ mod look;
 mod node;
 mod server;
 
-use std::{process::ExitCode, time::Duration};
+use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 use data_encoding::BASE32_NOPAD;
-use netio::{port::code, task::TaskGroup};
+use netio::{
+    port::code,
+    task::TaskGroup,
+    udp::{UdpSocket, UdpSockets},
+};
 use telemetry::Telemetry;
 
 use crate::{
@@ -26,6 +30,9 @@ use crate::{
 /// Threads for what blocks: `nft`, now and then.
 const BLOCKING_THREADS: usize = 4;
 const STACK: usize = 256 * 1024;
+/// Where port 0 looks for one that TCP has free, and so many of those are tried for UDP.
+const PORTS_LOOKED_AT: u16 = 1000;
+const PORTS_TRIED: usize = 16;
 /// What the start alone needed is given back after the first, and what was asked in between after the second, each time.
 const FIRST_GIVEN_BACK: Duration = Duration::from_secs(2);
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(60);
@@ -173,6 +180,18 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         })
 }
 
+/// Sockets of both families on a port, 0 for the first one from [`config::FIRST_FREE_PORT`] that is free for UDP and TCP.
+fn bind_port(sockets: &UdpSockets, port: u16) -> io::Result<(Vec<Arc<UdpSocket>>, u16)> {
+    if port != 0 {
+        return Ok((sockets.bind_dual(port)?, port));
+    }
+    (config::FIRST_FREE_PORT..config::FIRST_FREE_PORT + PORTS_LOOKED_AT)
+        .filter(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok())
+        .take(PORTS_TRIED)
+        .find_map(|port| Some((sockets.bind_dual(port).ok()?, port)))
+        .ok_or_else(|| io::ErrorKind::AddrInUse.into())
+}
+
 /// Keeps code mapped only as long as it is in use.
 fn give_back_code(group: &TaskGroup) {
     group.spawn("code", async {
@@ -216,17 +235,18 @@ pub(crate) fn unix_now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// Waits for SIGTERM or SIGINT; a second one ends the process at once.
-async fn stop_signal() {
+/// Waits for SIGTERM or SIGINT, which end the process no more by themselves as soon as this was called.
+fn stop_signal() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async move {
+        let (Ok(mut term), Ok(mut int)) = signals else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }
 

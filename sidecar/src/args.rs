@@ -133,7 +133,8 @@ pub struct Run {
     /// Where to start: udp://HOST:PORT or tcp://HOST:PORT; ?k= pins the key (repeat)
     #[arg(short, long = "peer", env = "EASYNET_PEERS", value_delimiter = ',', value_name = "URL")]
     pub peers: Vec<String>,
-    /// Port or URL to listen on; a port means UDP and TCP on both families, 0 the first free one from 15888, `none` no listening
+    /// Port or URL to listen on [default: 11010]; a port means UDP and TCP on both families, 0 the first free one from
+    /// 15888, `none` no listening
     #[arg(short, long, env = "EASYNET_LISTEN", value_delimiter = ',', value_name = "PORT|URL")]
     pub listen: Vec<String>,
     /// Name in the mesh [default: the machine's]
@@ -206,6 +207,7 @@ pub struct Log {
     /// What to log: error, warn, info, debug, trace, or a filter such as engine=debug
     #[arg(long = "log", env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
     pub filter: String,
+    /// How to log
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
 }
@@ -220,12 +222,12 @@ pub enum LogFormat {
 /// A public server: no network, no TUN, no capability.
 #[derive(Clone, Debug, Args)]
 pub struct Server {
-    /// Port for UDP and TCP on both families
+    /// Port for UDP and TCP on both families; 0 the first free one from 15888
     #[arg(short, long, env = "EASYNET_LISTEN", default_value_t = config::DEFAULT_PORT, value_name = "PORT")]
     pub listen: u16,
     /// Host name or address to print in the URL [default: the machine's first address]
     #[arg(long, env = "EASYNET_PUBLIC_HOST", value_name = "HOST")]
-    pub public_host: Option<String>,
+    pub public_host: Option<config::PublicHost>,
     /// Key and nothing else
     #[arg(
         long,
@@ -310,6 +312,7 @@ pub enum SecretCommand {
 pub enum KeyCommand {
     /// Node id and the ?k= of URLs; makes the key if there is none
     Show {
+        /// Where the key is kept
         #[arg(
             long,
             env = "EASYNET_STATE_DIR",
@@ -317,6 +320,7 @@ pub enum KeyCommand {
             value_name = "DIR"
         )]
         state_dir: PathBuf,
+        /// How to print it
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
@@ -325,7 +329,10 @@ pub enum KeyCommand {
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Check a file: everything that is wrong with it, with line and column
-    Check { file: PathBuf },
+    Check {
+        /// The configuration file
+        file: PathBuf,
+    },
     /// The configuration in force and where each value came from
     Show(Look),
     /// JSON Schema of the file
@@ -337,5 +344,8 @@ pub enum ConfigCommand {
 #[derive(Clone, Debug, Subcommand)]
 pub enum DebugCommand {
     /// Dump the heap (not there yet)
-    Heap { file: PathBuf },
+    Heap {
+        /// Where to
+        file: PathBuf,
+    },
 }

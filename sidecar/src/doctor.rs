@@ -4,6 +4,7 @@
 //! finds out why none would run: privileges, the TUN device, ports, name servers, and whether the configured peers answer.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::Path,
     time::Duration,
@@ -209,6 +210,7 @@ impl Seen {
         findings.extend(self.conditions());
         findings.extend(self.routes());
         findings.extend(self.strangers());
+        findings.extend(self.namesakes());
         findings.push(self.members());
         findings
     }
@@ -269,11 +271,6 @@ impl Seen {
                 ),
             ),
             (_, Some(why)) => Finding::bad(&check, why.clone(), self.other_secret()),
-            (_, None) if server.node_id.is_some() && !server.pinned => Finding::bad(
-                &check,
-                "says who it is, but does not accept this node: its network or secret is another one",
-                self.other_secret(),
-            ),
             (_, None) if server.pinned => Finding::bad(
                 &check,
                 "does not answer",
@@ -406,7 +403,8 @@ impl Seen {
             .filter(|route| route.state == "rejected")
             .map(|route| {
                 let whose = route.hostname.as_deref().unwrap_or(&route.node_id);
-                let message = format!("{} of {whose} is not used: {}", route.prefix, route.reason);
+                let why = route.reason.as_deref().unwrap_or("no reason is known");
+                let message = format!("{} of {whose} is not used: {why}", route.prefix);
                 Finding::note(
                     "routes",
                     message,
@@ -429,6 +427,22 @@ impl Seen {
         let remedy =
             "If a member of yours cannot join, compare its --network and secret with those here.";
         Some(Finding::note("strangers", message, remedy))
+    }
+
+    /// Whoever says one of these names means the first node that has it.
+    fn namesakes(&self) -> Vec<Finding> {
+        let mut bearers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let own = (self.status.hostname.as_str(), self.status.node_id.as_str());
+        let others = self.peers.iter().map(|peer| (peer.hostname.as_str(), peer.node_id.as_str()));
+        for (name, node) in others.chain([own]) {
+            bearers.entry(name).or_default().push(&node[..node.len().min(8)]);
+        }
+        let shared = bearers.iter().filter(|(_, nodes)| nodes.len() > 1);
+        let finding = |(name, nodes): (&&str, &Vec<&str>)| {
+            let message = format!("{} nodes are called {name}: {}", nodes.len(), nodes.join(", "));
+            Finding::note("names", message, "Give each its own by --hostname.")
+        };
+        shared.map(finding).collect()
     }
 
     fn members(&self) -> Finding {

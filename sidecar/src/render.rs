@@ -117,6 +117,14 @@ pub fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
+/// Several values, or a dash.
+pub fn listed<T: AsRef<str>>(values: &[T], between: &str) -> String {
+    if values.is_empty() {
+        return "-".to_owned();
+    }
+    values.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(between)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -54,16 +54,12 @@ pub fn merge_delivered(
     put!(secret_file, "secret_file", run.secret_file.clone().map(Some));
     put!(peers, "peers", list(&run.peers)?);
     put!(listen, "listen", list(&run.listen)?);
-    put!(hostname, "hostname", run.hostname.clone().map(Some));
+    put!(hostname, "hostname", one(run.hostname.as_deref())?.map(Some));
     put!(ipv4, "ipv4", one(run.ipv4.as_deref())?);
     put!(ipv6, "ipv6", one(run.ipv6.as_deref())?);
-    put!(
-        range,
-        "range",
-        cidr(run.range.as_deref(), "--range", "an IPv4 range such as 100.112.0.0/16")?
-    );
+    put!(range, "range", one(run.range.as_deref())?);
     put!(exports, "exports", list(&run.exports)?);
-    put!(tun, "tun", run.tun.clone());
+    put!(tun, "tun", one(run.tun.as_deref())?);
     put!(mtu, "mtu", one(run.mtu.as_deref())?);
     put!(p2p, "p2p", one(run.p2p.as_deref())?);
     put!(punch, "punch", one(run.punch.as_deref())?);
@@ -103,7 +99,7 @@ pub fn read(path: &Path) -> Result<Partial, Failure> {
             format!("{} problems", problems.len())
         };
         Failure::usage(
-            format!("{} has {count}:\n{}\n", path.display(), lines.join("\n")),
+            format!("The file {} has {count}:\n{}\n", path.display(), lines.join("\n")),
             "Nothing was changed; mend the file and check it with `easynet config check`.",
         )
     })
@@ -208,13 +204,4 @@ fn list<T: FromStr<Err = Invalid>>(texts: &[String]) -> Result<Option<Vec<T>>, F
         })
         .collect();
     parsed.map(Some)
-}
-
-fn cidr<T: FromStr>(text: Option<&str>, flag: &str, expected: &str) -> Result<Option<T>, Failure> {
-    text.map(|text| {
-        text.parse().map_err(|_| {
-            Failure::usage(format!("{flag} is {text:?}"), format!("Write {expected}."))
-        })
-    })
-    .transpose()
 }

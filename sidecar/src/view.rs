@@ -193,7 +193,7 @@ pub struct Route {
     pub metric: Option<u32>,
     pub source: String,
     pub state: String,
-    pub reason: String,
+    pub reason: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -493,7 +493,7 @@ impl Facts {
                     RouteState::Rejected => "rejected",
                 }
                 .to_owned(),
-                reason: route.reason.clone(),
+                reason: Some(route.reason.clone()).filter(|reason| !reason.is_empty()),
             })
             .collect()
     }
@@ -707,6 +707,13 @@ pub fn find<'a>(snapshot: &'a snapshot::Snapshot, name: &str) -> Option<&'a snap
         })
 }
 
+/// Whether a name, address or the beginning of an id is this node's own.
+pub fn is_own(facts: &Facts, snapshot: &snapshot::Snapshot, name: &str) -> bool {
+    facts.hostname == name
+        || snapshot.addresses.iter().any(|net| net.addr().to_string() == name)
+        || (name.len() >= 8 && snapshot.node.to_string().starts_with(name))
+}
+
 pub fn event(recorded: &Recorded) -> Event {
     Event {
         number: recorded.number,
@@ -730,6 +737,12 @@ fn server_row(server: &snapshot::Server, applied: &Applied, view: &View) -> Serv
             let why = view.unresolved.get(&server.bootstrap);
             ("resolving", why.map(|why| format!("its name does not resolve: {why}")))
         }
+        ServerState::Connecting
+            if server.node.is_some() && !start.is_some_and(|start| start.pinned) =>
+        {
+            let message = "says who it is, but does not accept this node: its network or secret is another one";
+            ("connecting", Some(message.to_owned()))
+        }
         ServerState::Connecting => ("connecting", None),
         ServerState::Attached => ("attached", None),
         ServerState::Refused(why) => ("refused", Some(why.clone())),
@@ -749,7 +762,7 @@ fn server_row(server: &snapshot::Server, applied: &Applied, view: &View) -> Serv
 impl Facts {
     fn conditions(&self, view: &View, servers: &[Server]) -> Vec<Condition> {
         let mut conditions =
-            vec![connected(servers), host(view), addresses(view), self.listening()];
+            vec![connected(servers, view), host(view), addresses(view), self.listening()];
         conditions.push(match &**self.tun.load() {
             Ok(tun) => condition("TunOpen", true, "Open", format!("{} carries packets", tun.name)),
             Err(why) => condition("TunOpen", false, "Missing", why.clone()),
@@ -826,9 +839,14 @@ fn condition(kind: &str, status: bool, reason: &str, message: impl Into<String>)
     Condition { kind: kind.to_owned(), status, reason: reason.to_owned(), message: message.into() }
 }
 
-fn connected(servers: &[Server]) -> Condition {
+fn connected(servers: &[Server], view: &View) -> Condition {
+    let counts = counts(&view.snapshot.peers);
+    let reached = counts.total - counts.unreachable;
     let attached = servers.iter().filter(|server| server.state == "attached").count();
     match (servers.len(), attached) {
+        (0, _) if reached > 0 => {
+            condition("Connected", true, "Joined", format!("{reached} members have come here"))
+        }
         (0, _) => condition("Connected", true, "Alone", "No peer or server is configured"),
         (_, 0) => {
             let why = servers.iter().find_map(|server| server.message.clone());

@@ -73,8 +73,17 @@ fn what_is_not_understood_is_a_usage_error_with_a_way_on() {
         ("run --network n -l 70000", "\"70000\"", "write a port"),
         ("run --network n --mtu 9", "not between 1280 and 9000", "--help"),
         ("run --network n --ipv4 fd00::1", "no IPv4 address", "auto or off"),
-        ("run --network n --range 10.0.0.0/40", "--range is \"10.0.0.0/40\"", "100.112.0.0/16"),
+        ("run --network n --ipv4 127.0.0.1", "cannot be a node's address", "run --help"),
+        ("run --network n --ipv4 10.1.2.0/24", "is the range itself", "run --help"),
+        ("run --network n --ipv6 fe80::1", "cannot be a node's address", "run --help"),
+        ("run --network n --range 10.0.0.0/40", "the range \"10.0.0.0/40\"", "100.112.0.0/16"),
+        ("run --network n --range 10.0.0.0/31", "has the wrong size", "/8 to /30"),
+        ("run --network n --hostname a_b.-c", "is no host name", "run --help"),
+        ("run --network n --tun sixteen-letters-", "no name for an interface", "easynet0"),
+        ("run --network n -p udp://-a", "neither an address nor a name", "udp://HOST:PORT"),
         ("run --network n --export 10.0.0.0", "\"10.0.0.0\" is no subnet", "10.42.0.0/24"),
+        ("run --network n --export 10.0.0.5/24", "write 10.0.0.0/24 for the subnet", "run --help"),
+        ("run --network n --export 0.0.0.0/0", "no member accepts a default route", "run --help"),
         ("run --network n --export 10.0.0.0/8=11.0.0.0/9", "cannot be mapped", "run --help"),
         ("run --network n --punch hard", "punch is \"hard\"", "full or light or off"),
         ("run --network n --userspace", "not there yet", "TUN device"),
@@ -86,6 +95,7 @@ fn what_is_not_understood_is_a_usage_error_with_a_way_on() {
         ("status --wait rich", "\"rich\" is nothing to wait for", "peers=N"),
         ("status --timeout soon", "'soon'", "easynet status --help"),
         ("status --admin 127.0.0.1:1", "asks for a token", "--admin-token-file FILE"),
+        ("server --public-host udp://a", "is no host", "easynet server --help"),
         ("server --allow frob", "\"frob\" is no network id", "easynet status -o json"),
         ("debug heap f", "not there yet", "easynet stats"),
         ("config check /nonexistent/f", "/nonexistent/f", "can be read"),
@@ -390,10 +400,10 @@ fn without_a_node_nobody_answers_and_a_wait_runs_out() {
 fn a_weak_secret_is_warned_of() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
-    // An interface name that cannot be: it fails before it makes anything.
+    // An interface that is there already and no TUN: it fails before it makes anything.
     let start = |secret: &str| {
         let args = format!(
-            "run --network n --tun a/b --admin /nonexistent/x --state-dir {}",
+            "run --network n --tun lo --admin /nonexistent/x --state-dir {}",
             state.display()
         );
         easynet(&args).env("EASYNET_SECRET", secret).output().unwrap()
@@ -401,7 +411,7 @@ fn a_weak_secret_is_warned_of() {
     let weak = start("hunter2");
     assert!(err(&weak).contains("The secret is weak"), "{}", err(&weak));
     assert!(!err(&weak).contains("hunter2"));
-    assert_refused(&weak, 1, "\"a/b\" is no interface name", "1 to 15 characters");
+    assert_refused(&weak, 1, "the interface name lo is in use", "Choose another one");
     assert!(!err(&start(STRONG)).contains("weak"));
 }
 
@@ -412,7 +422,7 @@ fn a_spoilt_state_file_is_set_aside_and_said_and_the_key_stays() {
     let key = |()| out(&run(&format!("key show -o json --state-dir {}", state.display())));
     let before = key(());
     fs::write(state.join("state.json"), b"{ half").unwrap();
-    let args = format!("run --network n --tun a/b --state-dir {}", state.display());
+    let args = format!("run --network n --tun lo --state-dir {}", state.display());
 
     let output = easynet(&args).env("EASYNET_SECRET", STRONG).output().unwrap();
 
@@ -429,10 +439,7 @@ struct Server {
 
 impl Server {
     fn start(state: &Path, options: &str) -> Self {
-        let args = format!(
-            "server --public-host 127.0.0.1 --state-dir {} --log warn {options}",
-            state.display()
-        );
+        let args = format!("server --state-dir {} --log warn {options}", state.display());
         let mut child =
             easynet(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
@@ -475,7 +482,10 @@ fn a_server_prints_its_url_counts_and_ends_when_told() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let port = free_port();
-    let mut server = Server::start(&state, &format!("--listen {port} --metrics 127.0.0.1:0"));
+    let mut server = Server::start(
+        &state,
+        &format!("--public-host 127.0.0.1 --listen {port} --metrics 127.0.0.1:0"),
+    );
     let metrics = server.line();
     let metrics = metrics.strip_prefix("metrics ").unwrap();
     let url = server.line();
@@ -503,5 +513,19 @@ fn a_server_prints_its_url_counts_and_ends_when_told() {
     let other = dir.path().join("other");
     let second = run(&format!("server --listen {port} --state-dir {}", other.display()));
     assert_refused(&second, 1, &format!("Cannot listen on port {port}"), "--listen");
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_server_takes_the_first_free_port_and_says_the_host_it_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let mut server = Server::start(&state, "--listen 0 --public-host 2001:db8::7");
+
+    let url = server.line();
+
+    let port = url.strip_prefix("udp://[2001:db8::7]:").and_then(|rest| rest.split('?').next());
+    let port: u16 = port.unwrap().parse().unwrap();
+    assert!((15_888..16_888).contains(&port), "{url}");
     assert_eq!(server.stop(), Some(0));
 }

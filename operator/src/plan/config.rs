@@ -68,13 +68,6 @@ impl Common {
             let to = export.map_to.as_ref();
             let to = to.map(|to| cidr::<IpNet>("spec.routing.exports[].mapTo", to)).transpose()?;
             Export::new(net, to).map_err(|why| Unusable(format!("spec.routing.exports: {why}")))?;
-            for range in [Some(net), to].into_iter().flatten() {
-                if is_never_imported(range) {
-                    return Err(Unusable(format!(
-                        "spec.routing.exports has {range}, which no member accepts from another"
-                    )));
-                }
-            }
             let announced = to.unwrap_or(net);
             if let Some((other, _)) = exports.iter().find(|(other, other_to)| {
                 ranges::overlap(*other, net)
@@ -149,14 +142,14 @@ impl Common {
         for range in pod_ranges {
             let covering = self.exports.iter().find(|(net, _)| net.contains(range));
             let to = covering.and_then(|(net, to)| ranges::mapped(*range, *net, (*to)?));
-            let Ok(export) = Export::new(*range, to) else { continue };
+            let Ok(export) = Export::new(range.trunc(), to) else { continue };
             // Straight to the pod and back over the same node: nobody needs another source.
             exports.push(Export { masquerade: Masquerade::Never, ..export });
         }
         let wide = self.exports.iter().filter(|(net, _)| !is_map_of_pods(net));
         let services = services.iter().map(|range| (*range, None));
         for (net, to) in wide.copied().chain(services) {
-            let Ok(export) = Export::new(net, to) else { continue };
+            let Ok(export) = Export::new(net.trunc(), to) else { continue };
             if exports.iter().all(|other| other.announced() != export.announced()) {
                 exports.push(Export { masquerade: self.masquerade, ..export });
             }
@@ -176,12 +169,15 @@ impl Common {
             .ipv4
             .and_then(|address| format!("{address}/{}", self.range4.prefix_len()).parse().ok());
         Sidecar {
-            network: Network { name: Some(self.name.clone()), range: Some(self.range4) },
+            network: Network {
+                name: Some(self.name.clone()),
+                range: self.range4.to_string().parse().ok(),
+            },
             node: Node {
-                hostname: Some(own.hostname.clone()),
+                hostname: own.hostname.parse().ok(),
                 ipv4,
                 ipv6: "auto".parse().ok(),
-                tun: Some(self.tun.clone()),
+                tun: self.tun.parse().ok(),
             },
             listen: Some(if own.listens {
                 vec![Listen::Port(self.port)]
@@ -202,24 +198,6 @@ impl Common {
 /// Where others of the cluster reach a node that listens.
 pub fn seed(address: IpAddr, port: u16, keys: [u8; 64]) -> PeerUrl {
     PeerUrl { scheme: Scheme::Udp, host: address.to_string(), port, keys: Some(keys) }
-}
-
-/// Never imported, whoever signed it.
-pub fn is_never_imported(range: IpNet) -> bool {
-    let never = [
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "224.0.0.0/4",
-        "0.0.0.0/8",
-        "::1/128",
-        "fe80::/10",
-        "ff00::/8",
-    ];
-    range.prefix_len() == 0
-        || never
-            .iter()
-            .filter_map(|never| never.parse::<IpNet>().ok())
-            .any(|never| ranges::overlap(never, range))
 }
 
 fn cidr<T>(field: &str, text: &str) -> Result<T, Unusable>

@@ -154,10 +154,7 @@ impl Check {
                     partial.secret_file =
                         self.text::<std::path::PathBuf>(node, "network.secretFile").map(some);
                 }
-                _ => {
-                    partial.range =
-                        self.value(node, "network.range", "an IPv4 range such as 100.112.0.0/16")
-                }
+                _ => partial.range = self.parsed(node, "network.range"),
             }
         }
     }
@@ -166,13 +163,11 @@ impl Check {
         for (key, node) in self.map(node, "node", &["hostname", "ipv4", "ipv6", "stateDir", "tun"])
         {
             match key {
-                "hostname" => {
-                    partial.hostname = self.text::<String>(node, "node.hostname").map(some)
-                }
+                "hostname" => partial.hostname = self.parsed(node, "node.hostname").map(some),
                 "ipv4" => partial.ipv4 = self.parsed(node, "node.ipv4"),
                 "ipv6" => partial.ipv6 = self.parsed(node, "node.ipv6"),
                 "stateDir" => partial.state_dir = self.text(node, "node.stateDir"),
-                _ => partial.tun = self.text(node, "node.tun"),
+                _ => partial.tun = self.parsed(node, "node.tun"),
             }
         }
     }
@@ -198,9 +193,9 @@ impl Check {
                 match key {
                     "cidr" => {
                         is_there = true;
-                        cidr = self.cidr(node, &format!("{path}.cidr"));
+                        cidr = self.subnet(node, &format!("{path}.cidr"));
                     }
-                    "mapTo" => map_to = self.cidr(node, &format!("{path}.mapTo")),
+                    "mapTo" => map_to = self.subnet(node, &format!("{path}.mapTo")),
                     _ => masquerade = self.parsed(node, &format!("{path}.masquerade")),
                 }
             }
@@ -248,8 +243,12 @@ impl Check {
     }
 
     fn cidr(&mut self, node: &Node, path: &str) -> Option<IpNet> {
+        self.subnet(node, path).map(|net| net.trunc())
+    }
+
+    fn subnet(&mut self, node: &Node, path: &str) -> Option<IpNet> {
         let net = self.value::<IpNet>(node, path, "a subnet such as 10.42.0.0/24")?;
-        Some(net.value.trunc())
+        Some(net.value)
     }
 
     fn list<T: FromStr<Err = Invalid>>(
@@ -353,7 +352,7 @@ impl Check {
                 None => {
                     let nearest = known.iter().min_by_key(|known| distance(known, name));
                     let hint = match nearest
-                        .filter(|nearest| distance(nearest, name) <= name.len().max(3) / 2 + 1)
+                        .filter(|nearest| distance(nearest, name) <= name.len().div_ceil(3))
                     {
                         Some(nearest) => format!("did you mean {nearest}?"),
                         None => format!("there is {}", known.join(", ")),

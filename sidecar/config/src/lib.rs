@@ -7,6 +7,7 @@
 
 mod check;
 mod merge;
+mod schema;
 pub mod sidecar;
 mod tree;
 mod value;
@@ -14,10 +15,12 @@ mod value;
 pub use self::{
     check::{Problem, parse, parse_delivered},
     merge::{Origin, Partial, Settings, Sourced},
+    schema::schema,
     sidecar::{Imports, Sidecar},
     value::{
-        Address4, Address6, Admin, Export, ImportMode, Invalid, Listen, Masquerade, Mtu, P2p,
-        PeerUrl, Punch, Scheme, Secret, schema,
+        Address4, Address6, Admin, Export, Hostname, ImportMode, Invalid, Listen, Masquerade,
+        MeshRange, Mtu, P2p, PeerUrl, PublicHost, Punch, Scheme, Secret, TunName,
+        is_never_imported,
     },
 };
 

@@ -2,11 +2,14 @@
 
 use std::{fmt, path::PathBuf};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::{
     sidecar::Imports,
-    value::{Address4, Address6, Admin, Export, Listen, Mtu, P2p, PeerUrl, Punch},
+    value::{
+        Address4, Address6, Admin, Export, Hostname, Listen, MeshRange, Mtu, P2p, PeerUrl, Punch,
+        TunName,
+    },
 };
 
 /// Where a value came from; a later one beats an earlier one.
@@ -74,12 +77,12 @@ settings! {
     network: Option<String> = None,
     /// `-` is standard input.
     secret_file: Option<PathBuf> = None,
-    range: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(100, 112, 0, 0), 16),
-    hostname: Option<String> = None,
+    range: MeshRange = MeshRange::default(),
+    hostname: Option<Hostname> = None,
     ipv4: Address4 = Address4::Auto,
     ipv6: Address6 = Address6::Auto,
     state_dir: PathBuf = PathBuf::from("/var/lib/easynet"),
-    tun: String = "easynet0".to_owned(),
+    tun: TunName = TunName::default(),
     listen: Vec<Listen> = vec![Listen::Port(crate::DEFAULT_PORT)],
     peers: Vec<PeerUrl> = Vec::new(),
     exports: Vec<Export> = Vec::new(),
@@ -112,7 +115,11 @@ impl Settings {
                 self.secret_file.origin,
             ),
             ("network.range", self.range.value.to_string().into(), self.range.origin),
-            ("node.hostname", self.hostname.value.clone().into(), self.hostname.origin),
+            (
+                "node.hostname",
+                self.hostname.value.as_ref().map(Hostname::as_str).into(),
+                self.hostname.origin,
+            ),
             ("node.ipv4", self.ipv4.value.to_string().into(), self.ipv4.origin),
             ("node.ipv6", self.ipv6.value.to_string().into(), self.ipv6.origin),
             (
@@ -120,7 +127,7 @@ impl Settings {
                 self.state_dir.value.display().to_string().into(),
                 self.state_dir.origin,
             ),
-            ("node.tun", self.tun.value.clone().into(), self.tun.origin),
+            ("node.tun", self.tun.value.as_str().into(), self.tun.origin),
             ("listen", list(&self.listen.value), self.listen.origin),
             ("peers", list(&self.peers.value), self.peers.origin),
             ("exports", list(&self.exports.value), self.exports.origin),
@@ -154,7 +161,7 @@ mod tests {
     #[test]
     fn a_flag_beats_the_environment_which_beats_the_file() {
         let say = |name: &str, origin| Partial {
-            tun: Some(Sourced { value: name.to_owned(), origin }),
+            tun: Some(Sourced { value: name.parse().unwrap(), origin }),
             ..Partial::default()
         };
         let file = Partial {
@@ -165,7 +172,7 @@ mod tests {
         let settings =
             say("c", Origin::Flag).over(say("b", Origin::Environment)).over(file).settle();
 
-        assert_eq!(settings.tun, Sourced { value: "c".to_owned(), origin: Origin::Flag });
+        assert_eq!(settings.tun, Sourced { value: "c".parse().unwrap(), origin: Origin::Flag });
         assert_eq!(settings.transit.origin, Origin::File);
         assert_eq!(settings.mtu.origin, Origin::Default);
     }

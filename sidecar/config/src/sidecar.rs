@@ -4,12 +4,15 @@
 //! the metrics endpoint) has no place here, and no secret does: keys travel beside it. The server writes it with
 //! [`Sidecar::to_json`]; a node reads it with [`crate::parse_delivered`].
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     API_VERSION, KIND,
-    value::{Address4, Address6, Export, ImportMode, Listen, Mtu, P2p, PeerUrl, Punch},
+    value::{
+        Address4, Address6, Export, Hostname, ImportMode, Listen, MeshRange, Mtu, P2p, PeerUrl,
+        Punch, TunName,
+    },
 };
 
 /// The configuration of one node; what is not said has its default.
@@ -48,7 +51,7 @@ pub struct Network {
     pub name: Option<String>,
     /// Where automatic IPv4 addresses come from.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub range: Option<Ipv4Net>,
+    pub range: Option<MeshRange>,
 }
 
 /// The node in it.
@@ -56,13 +59,13 @@ pub struct Network {
 #[serde(rename_all = "camelCase", default)]
 pub struct Node {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
+    pub hostname: Option<Hostname>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ipv4: Option<Address4>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<Address6>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tun: Option<String>,
+    pub tun: Option<TunName>,
 }
 
 /// What is taken from other members.
@@ -128,10 +131,10 @@ mod tests {
         Sidecar {
             network: Network { name: Some("prod".to_owned()), range: Some(net("100.112.0.0/16")) },
             node: Node {
-                hostname: Some("node-a".to_owned()),
+                hostname: Some(net("node-a")),
                 ipv4: Some(net("100.112.3.7/16")),
                 ipv6: Some(Address6::Auto),
-                tun: Some("ez1234abcd".to_owned()),
+                tun: Some(net("ez1234abcd")),
             },
             listen: Some(vec![Listen::Port(11010), net("udp://127.0.0.1:5")]),
             peers: vec![net("udp://192.0.2.1:11010")],
@@ -197,7 +200,7 @@ mod tests {
             "node": {"hostname": "a", "mood": {"today": 1}},
             "exports": [{"cidr": "10.0.0.0/24", "weight": 7}]}"#;
         let settings = parse_delivered(later).unwrap().settle();
-        assert_eq!(settings.hostname.value.as_deref(), Some("a"));
+        assert_eq!(settings.hostname.value, Some(net("a")));
         assert_eq!(settings.exports.value, [net("10.0.0.0/24")]);
 
         let wrong = r#"{"apiVersion": "config.easynet.io/v1alpha1", "kind": "Sidecar",

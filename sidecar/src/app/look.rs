@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use crate::{
     admin::{Request, ask, ask_within},
     args::{self, Command, ConfigCommand, Events, Output, Ping, Status},
     doctor,
     error::{Code, Failure},
-    render::{self, bytes, or_dash, pairs, show, table},
+    render::{self, bytes, listed, or_dash, pairs, show, table},
     view,
 };
 
@@ -150,9 +152,13 @@ async fn events(args: Events) -> Result<(), Failure> {
         if args.follow {
             for event in &events {
                 match args.look.output {
-                    Output::Json | Output::Yaml => {
+                    Output::Json => {
                         let line = serde_json::to_string(event).unwrap_or_default();
                         render::print(&line)?;
+                    }
+                    Output::Yaml => {
+                        render::print("---")?;
+                        show(event, Output::Yaml, |_| String::new())?;
                     }
                     Output::Table | Output::Wide => render::print(&event_line(event))?,
                 }
@@ -179,8 +185,31 @@ fn event_line(event: &view::Event) -> String {
         .to_owned()
 }
 
+/// One question of a ping, and its answer if there was one.
+#[derive(Serialize)]
+struct Asked {
+    number: u32,
+    peer: Option<String>,
+    rtt_ms: Option<f64>,
+    relayed: Option<bool>,
+    remote: Option<String>,
+}
+
+impl Asked {
+    fn of(number: u32, pong: Option<view::Pong>) -> Self {
+        let unanswered = Self { number, peer: None, rtt_ms: None, relayed: None, remote: None };
+        pong.map_or(unanswered, |pong| Self {
+            number,
+            peer: Some(pong.peer),
+            rtt_ms: Some(pong.rtt_ms),
+            relayed: Some(pong.relayed),
+            remote: Some(pong.remote),
+        })
+    }
+}
+
 async fn ping(args: Ping) -> Result<(), Failure> {
-    let mut pongs: Vec<Option<view::Pong>> = Vec::new();
+    let mut asked: Vec<Asked> = Vec::new();
     let mut number = 0;
     while args.count == 0 || number < args.count {
         if number > 0 {
@@ -197,21 +226,21 @@ async fn ping(args: Ping) -> Result<(), Failure> {
                         pong.rtt_ms, pong.remote
                     ))?;
                 }
-                pongs.push(Some(pong));
+                asked.push(Asked::of(number, Some(pong)));
             }
             Err(failure) if failure.code == Code::TimedOut => {
                 if args.look.output == Output::Table {
                     render::print(&format!("{number}: no answer"))?;
                 }
-                pongs.push(None);
+                asked.push(Asked::of(number, None));
             }
             Err(failure) => return Err(failure),
         }
     }
     if args.look.output == Output::Json || args.look.output == Output::Yaml {
-        show(&pongs, args.look.output, |_| String::new())?;
+        show(&asked, args.look.output, |_| String::new())?;
     }
-    if pongs.iter().all(Option::is_none) {
+    if asked.iter().all(|asked| asked.peer.is_none()) {
         return Err(Failure::failed(
             format!("{} did not answer", args.peer),
             "`easynet doctor --peer` finds out why.",
@@ -228,12 +257,7 @@ fn status_page(status: &view::Status) -> String {
         ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
         (
             "addresses",
-            [&status.ipv4, &status.ipv6]
-                .into_iter()
-                .flatten()
-                .cloned()
-                .collect::<Vec<_>>()
-                .join("  "),
+            listed(&[&status.ipv4, &status.ipv6].into_iter().flatten().collect::<Vec<_>>(), "  "),
         ),
         ("uptime", humantime::format_duration(Duration::from_secs(status.uptime_s)).to_string()),
     ];
@@ -298,8 +322,8 @@ fn peers_table(peers: &[view::Peer], wide: bool) -> String {
                     or_dash(peer.ipv6.as_ref()),
                     or_dash(peer.remote.as_ref()),
                     or_dash(peer.nat.as_ref()),
-                    peer.exports.join(","),
-                    peer.version.clone(),
+                    listed(&peer.exports, ","),
+                    or_dash(Some(&peer.version).filter(|version| !version.is_empty())),
                     or_dash(peer.last_error.as_ref()),
                 ]);
             }
@@ -355,7 +379,7 @@ fn routes_table(routes: &[view::Route], wide: bool) -> String {
                 or_dash(route.hostname.as_ref()),
                 or_dash(metric),
                 route.state.clone(),
-                or_dash(Some(&route.reason).filter(|reason| !reason.is_empty())),
+                or_dash(route.reason.as_ref()),
             ];
             if wide {
                 row.extend([
@@ -374,8 +398,8 @@ fn node_page(node: &view::Node) -> String {
     let mut rows = vec![
         ("node", format!("{} ({})", node.hostname, node.node_id)),
         ("version", format!("{} on {} {}", node.version, node.os, node.arch)),
-        ("addresses", node.addresses.join("  ")),
-        ("public", node.public_addresses.join("  ")),
+        ("addresses", listed(&node.addresses, "  ")),
+        ("public", listed(&node.public_addresses, "  ")),
     ];
     rows.extend(node.listeners.iter().map(|listener| ("listens", listener.url.clone())));
     rows.extend(node.interfaces.iter().map(|interface| {
@@ -392,8 +416,9 @@ fn nat_page(nat: &view::Nat) -> String {
         ("IPv4 mapping", nat.v4.mapping.clone()),
         ("IPv4 filtering", nat.v4.filtering.clone()),
         ("IPv4 ports", nat.v4.allocation.kind.clone()),
-        ("IPv4 external", nat.v4.external.join("  ")),
-        ("IPv6", format!("{}  {}", nat.v6.kind, nat.v6.external.join("  "))),
+        ("IPv4 external", listed(&nat.v4.external, "  ")),
+        ("IPv6", nat.v6.kind.clone()),
+        ("IPv6 external", listed(&nat.v6.external, "  ")),
         ("UDP", nat.udp.clone()),
         ("tested", or_dash(nat.tested_at.as_ref())),
     ])

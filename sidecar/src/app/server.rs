@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+use config::PublicHost;
 use engine::{
     Server,
     fib::Fib,
@@ -24,7 +25,7 @@ use netio::{
 use tokio::sync::mpsc;
 use wire::id::NetworkId;
 
-use super::{aead, give_back_code, stop_signal, unix_now};
+use super::{aead, bind_port, give_back_code, stop_signal, unix_now};
 use crate::{
     args,
     error::Failure,
@@ -55,8 +56,7 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
             "Stop what has it, or choose another one with --listen.",
         )
     };
-    let bound = sockets.bind_dual(args.listen).map_err(taken)?;
-    let port = bound.first().map_or(args.listen, |socket| socket.local().port());
+    let (_, port) = bind_port(&sockets, args.listen).map_err(taken)?;
     // Without it a symmetric NAT before our clients cannot be told from others; the mesh works all the same.
     let _second = (1..STUN_PORTS).find_map(|step| sockets.bind_dual(port.checked_add(step)?).ok());
     let mut seed = zeroize::Zeroizing::new([0; 32]);
@@ -117,12 +117,12 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
             first_address(&known.borrow_and_update())
         }
     };
-    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let stop = stop_signal();
     render::print(&format!("udp://{host}:{port}?k={keys}"))?;
     tracing::info!("Ready");
     give_back_code(&group);
     tokio::select! {
-        () = stop_signal() => tracing::info!("Stopping"),
+        () = stop => tracing::info!("Stopping"),
         () = group.token().cancelled() => {}
     }
     group.cancel();
@@ -158,8 +158,8 @@ fn admission(allow: &[String]) -> Result<Admission, Failure> {
 }
 
 /// A global address if there is one, else any that others might reach.
-fn first_address(interfaces: &netmon::Interfaces) -> String {
+fn first_address(interfaces: &netmon::Interfaces) -> PublicHost {
     let candidates: Vec<IpAddr> = interfaces.candidates().collect();
     let best = candidates.iter().find(|ip| ip.is_ipv4()).or(candidates.first());
-    best.map_or_else(|| "127.0.0.1".to_owned(), ToString::to_string)
+    best.copied().unwrap_or(Ipv4Addr::LOCALHOST.into()).into()
 }

@@ -12,6 +12,7 @@ use std::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
+    path::Path,
 };
 
 use engine::offload::{self, Delivery, VIRTIO_LEN, Virtio};
@@ -87,8 +88,13 @@ impl Tun {
             return Err(TunError::BadName(name.to_owned()));
         }
         match Self::attach(name, IFF_VNET_HDR) {
-            Err(TunError::Other { error, .. }) if error.raw_os_error() == Some(libc::EINVAL) => {
-                Self::attach(name, 0)
+            Err(TunError::Other { error, .. }) if is_invalid(&error) => {}
+            outcome => return outcome,
+        }
+        match Self::attach(name, 0) {
+            // An interface of another kind.
+            Err(TunError::Other { error, .. }) if is_invalid(&error) && is_there(name) => {
+                Err(TunError::NameTaken(name.to_owned()))
             }
             outcome => outcome,
         }
@@ -271,6 +277,14 @@ impl fmt::Display for Offloads {
             in_force.iter().filter(|(is_on, _)| *is_on).map(|(_, name)| *name).collect();
         if names.is_empty() { f.write_str("none") } else { f.write_str(&names.join(" ")) }
     }
+}
+
+fn is_invalid(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
+fn is_there(interface: &str) -> bool {
+    Path::new("/sys/class/net").join(interface).exists()
 }
 
 impl TunError {
