@@ -366,6 +366,11 @@ impl Seen {
                 "AddressConflictFree",
                 "Give each its own address or subnet; `easynet routes` shows who has which.",
             ),
+            (
+                "KeyUnique",
+                "Stop the copy, remove node.key from its state directory (a copied one has the key of the original) or \
+                 give it another --state-dir, and start it again: it makes a key of its own.",
+            ),
             ("SocketsMarked", "Run the node with CAP_NET_ADMIN."),
             (
                 "ForwardingOpen",
@@ -385,6 +390,7 @@ impl Seen {
                     "ClockRight" => "clock",
                     "ForwardingOpen" => "forwarding",
                     "AddressConflictFree" => "addresses",
+                    "KeyUnique" => "key",
                     "SocketsMarked" => "marks",
                     _ => "host",
                 };

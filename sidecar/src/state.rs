@@ -200,6 +200,14 @@ impl State {
         }
     }
 
+    /// Keeps the boot counter that a running node has come to.
+    pub fn set_boot(&mut self, boot: u32) {
+        if boot > self.kept.boot {
+            self.kept.boot = boot;
+            self.save();
+        }
+    }
+
     /// A full disk is no reason to stop: the mesh goes on, and the next start knows less.
     fn save(&self) {
         if let Err(error) = self.try_save() {
@@ -290,6 +298,8 @@ mod tests {
         state.set_claim(Some((Ipv4Addr::new(100, 112, 0, 20), 7)));
         assert!(State::open(&dir).unwrap_err().what.contains("Another easynet"));
         assert!(State::try_open(&dir).unwrap().is_none());
+        state.set_boot(boot + 50);
+        state.set_boot(boot);
         assert!(!state.retired());
         state.set_retired(true).unwrap();
         drop(state);
@@ -297,7 +307,7 @@ mod tests {
         let mut again = State::open(&dir).unwrap();
 
         assert_eq!(again.identity().unwrap().node(), id);
-        assert!(again.boot(1000) > boot);
+        assert!(again.boot(1000) > boot + 50);
         assert!(again.retired());
         assert_eq!(again.claim(), Some((Ipv4Addr::new(100, 112, 0, 20), 7)));
         let mode = |name: &str| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;

@@ -761,8 +761,13 @@ fn server_row(server: &snapshot::Server, applied: &Applied, view: &View) -> Serv
 
 impl Facts {
     fn conditions(&self, view: &View, servers: &[Server]) -> Vec<Condition> {
-        let mut conditions =
-            vec![connected(servers, view), host(view), addresses(view), self.listening()];
+        let mut conditions = vec![
+            connected(servers, view),
+            host(view),
+            addresses(view),
+            key(view),
+            self.listening(),
+        ];
         conditions.push(match &**self.tun.load() {
             Ok(tun) => condition("TunOpen", true, "Open", format!("{} carries packets", tun.name)),
             Err(why) => condition("TunOpen", false, "Missing", why.clone()),
@@ -879,6 +884,13 @@ fn addresses(view: &View) -> Condition {
         return condition("AddressConflictFree", true, "None", message);
     }
     condition("AddressConflictFree", false, "Overlap", conflicts.join("; "))
+}
+
+fn key(view: &View) -> Condition {
+    match &view.snapshot.duplicate_key {
+        None => condition("KeyUnique", true, "Unique", "No other node runs with this node's key"),
+        Some(message) => condition("KeyUnique", false, "DuplicateKey", message.clone()),
+    }
 }
 
 fn counts(peers: &[snapshot::Peer]) -> PeerCounts {

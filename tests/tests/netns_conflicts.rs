@@ -100,4 +100,9 @@ fn a_second_node_with_the_same_key_is_told_of() {
         status.contains("runs with this node's key")
     });
     assert!(told, "{}", b.json("status"));
+    let told = [&a, &b].iter().any(|node| {
+        let doctor = String::from_utf8(node.cli(&["doctor"]).stdout).unwrap();
+        doctor.contains("WRONG  key") && doctor.contains("remove node.key")
+    });
+    assert!(told, "{}", String::from_utf8_lossy(&a.cli(&["doctor"]).stdout));
 }

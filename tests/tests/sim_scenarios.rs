@@ -227,6 +227,60 @@ fn a_second_node_with_the_same_key_raises_an_alarm_on_both() {
 }
 
 #[test]
+fn a_copy_that_started_later_does_not_shut_its_original_out() {
+    for_seeds(
+        "sim_scenarios",
+        "a_copy_that_started_later_does_not_shut_its_original_out",
+        0..6,
+        |seed| {
+            // Even seeds without any server: all that the two speak to is another member.
+            let servers = (seed % 2) as usize;
+            let mut mesh = Mesh::new(seed).servers(servers).node(Site::Public);
+            mesh = if servers == 0 {
+                mesh.node_at(Site::HomeNat, &[0])
+            } else {
+                mesh.node(Site::HomeNat)
+            };
+            mesh.run_until(|mesh| mesh.state(1, 0) == PeerState::Direct || servers > 0, 10.s())
+                .expect("the member answers");
+            mesh.run_for(20.s());
+            assert!(mesh.ping(1, 0, 2.s()).is_some());
+            let copy = mesh.add(Site::HomeNat, 10.ms());
+            mesh.post_mut(copy).member.number = 1;
+            mesh.post_mut(copy).names = mesh.post(1).names.clone();
+            mesh.start(copy);
+            let began = mesh.now();
+
+            // Each is heard again and again, in turns that become longer.
+            let mut answered = [Vec::new(), Vec::new()];
+            while mesh.now() < began + 900.s() {
+                for (which, number) in [1, copy].into_iter().enumerate() {
+                    if mesh.ping(number, 0, 1.s()).is_some() {
+                        answered[which].push((mesh.now() - began).as_secs());
+                    }
+                }
+                mesh.run_for(4.s());
+            }
+
+            for (which, number) in [1, copy].into_iter().enumerate() {
+                let notices = &mesh.machine(number).unwrap().notices;
+                let alarm = notices.iter().find(|(_, notice)| {
+                    notice.kind == NoticeKind::AddressConflict
+                        && notice.message.contains("this node's key")
+                });
+                let told = alarm.expect("it hears of the other").0;
+                assert!(told < mesh.instant() - 780.s(), "{number}: {notices:#?}");
+                assert!(mesh.snapshot(number).unwrap().duplicate_key.is_some());
+                let answered = &answered[which];
+                assert!(answered.iter().any(|at| *at > 400), "{number}: {answered:?}");
+                let turns = answered.windows(2).filter(|two| two[1] - two[0] > 15).count();
+                assert!(turns < 12, "{number}: {turns} turns, {answered:?}");
+            }
+        },
+    );
+}
+
+#[test]
 fn a_restart_raises_no_alarm() {
     for blank in [false, true] {
         let mut mesh = Mesh::new(8).servers(2).node(Site::HomeNat).node(Site::Public);

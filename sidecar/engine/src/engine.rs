@@ -31,7 +31,7 @@ use rand_chacha::{
     ChaCha12Rng,
     rand_core::{RngCore, SeedableRng},
 };
-use session::{freshness::Clock, transport::Session};
+use session::transport::Session;
 use wire::{
     datagram::DATA_OVERHEAD,
     id::{NodeId, ShortId},
@@ -43,6 +43,7 @@ pub(crate) use self::{links::REGISTER_CONTEXT, reach::RECENT as RECENT_PROBE};
 use crate::{
     accept::Acceptor,
     attach::Replica,
+    boot::Boot,
     bootstrap::Bootstrap,
     config::Config,
     drops::{DropReason, Drops},
@@ -73,6 +74,8 @@ const WATCH: Duration = Duration::from_millis(50);
 const QUIET: Duration = Duration::from_secs(3);
 /// Old state is swept this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// A second node with our keys is told of for this long after it was last heard of.
+const TWIN_REMEMBERED: Duration = Duration::from_secs(600);
 /// Direct paths are sought for peers with traffic in this time.
 const SOUGHT_FOR: Duration = Duration::from_secs(300);
 
@@ -102,7 +105,7 @@ pub struct Engine {
     me: NodeId,
     started: Instant,
     rng: ChaCha12Rng,
-    clock: Clock,
+    boot: Boot,
     acceptor: Acceptor,
     drops: Arc<Drops>,
 
@@ -197,7 +200,7 @@ impl Engine {
         let mut engine = Self {
             me,
             started: now,
-            clock: Clock::new(config.boot),
+            boot: Boot::new(config.boot),
             acceptor: Acceptor::new(&mut rng, now),
             drops: Arc::default(),
             peers: BTreeMap::new(),

@@ -116,10 +116,12 @@ pub enum Event {
 }
 
 /// What a node keeps across restarts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Persist {
     /// The claimed IPv4 address and since when (unix seconds).
     pub claim: Option<(std::net::Ipv4Addr, u64)>,
+    /// The highest boot number in use; the next start takes one above.
+    pub boot: u32,
 }
 
 /// The state that the engine wants the host's network to have.

@@ -13,6 +13,7 @@
 
 mod accept;
 pub mod attach;
+pub mod boot;
 pub mod bootstrap;
 pub mod config;
 pub mod drops;

@@ -258,6 +258,15 @@ impl Agent {
         }
     }
 
+    /// The peer speaks from elsewhere than the primary leads to: whether that still answers is looked at now.
+    pub fn doubt_primary(&mut self, now: Instant) {
+        let Some(path) = self.primary.and_then(|way| self.paths.get_mut(&way)) else { return };
+        if self.active {
+            path.next_probe = now;
+            self.silent_since.get_or_insert(now);
+        }
+    }
+
     /// Whether probing runs: the peer has a session.
     pub fn set_active(&mut self, active: bool, now: Instant) {
         if self.active == active {

@@ -41,6 +41,13 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 /// longer one, make a peer silent: what others announce of its prefixes goes to them.
 const SUSPECT_IS_SILENT: Duration = Duration::from_millis(500);
 const HANDSHAKE_IS_SILENT: Duration = Duration::from_secs(1);
+/// A handshake without an answer for this long may be one that is refused for its boot number.
+const UNANSWERED: Duration = Duration::from_secs(10);
+/// A node leaves a session at once for the one that it began. Who still says hello in the old one after this is another node
+/// with the same keys.
+const LEFT: Duration = Duration::from_secs(3);
+/// Two sessions that came up within this may be of handshakes that crossed, of which each end took another one.
+const CROSSED: Duration = Duration::from_secs(10);
 /// A handshake that nobody asked for again is given up after this long.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
 
@@ -145,6 +152,10 @@ impl Handshake {
         now.saturating_duration_since(self.began) >= GIVE_UP_AFTER
     }
 
+    pub(crate) fn is_unanswered(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.began) >= UNANSWERED
+    }
+
     /// A relay towards the peer became known: what was sent before may have gone nowhere.
     pub(crate) fn relay_appeared(&mut self, now: Instant) {
         if self.attempts.len() > 1 || now >= self.next {
@@ -173,6 +184,7 @@ pub(crate) struct Sessions {
 pub(crate) struct Established {
     pub(crate) session: Arc<Session>,
     pub(crate) initiator: bool,
+    /// When it could be used.
     pub(crate) at: Instant,
 }
 
@@ -200,14 +212,25 @@ impl Sessions {
     }
 
     /// A packet authenticated under `index`; true if that made a new session current. What fell out is returned.
-    pub(crate) fn confirm(&mut self, index: u32) -> (bool, Vec<Arc<Session>>) {
+    pub(crate) fn confirm(&mut self, index: u32, now: Instant) -> (bool, Vec<Arc<Session>>) {
         let found = self.next.iter().position(|next| next.session.local_index() == index);
         let Some(at) = found else { return (false, Vec::new()) };
         let mut gone: Vec<_> = self.previous.take().into_iter().collect();
         gone.extend(self.next.drain(..at).map(|next| next.session));
         self.previous = self.current.take().map(|before| before.session);
-        self.current = self.next.pop_front();
+        self.current = self.next.pop_front().map(|next| Established { at: now, ..next });
         (true, gone)
+    }
+
+    /// Whether the node at the other end of this session left it for one that it began, some time ago.
+    pub(crate) fn is_left(&self, index: u32, now: Instant) -> bool {
+        let previous = self.previous.as_ref().filter(|session| session.local_index() == index);
+        let (Some(previous), Some(current)) = (previous, &self.current) else { return false };
+        let between =
+            current.session.established().saturating_duration_since(previous.established());
+        !current.initiator
+            && between >= CROSSED
+            && now.saturating_duration_since(current.at) >= LEFT
     }
 
     /// Takes away what is too old to use.
@@ -317,13 +340,41 @@ mod tests {
             assert!(sessions.responded(session(index, now), now).is_empty());
         }
 
-        let (confirmed, gone) = sessions.confirm(2);
+        let (confirmed, gone) = sessions.confirm(2, now);
 
         assert!(confirmed);
         assert_eq!(indices(gone), [1]);
         assert_eq!(sessions.sending().unwrap().local_index(), 2);
         assert_eq!(sessions.all().count(), 2, "a later answer may still be taken");
-        assert!(!sessions.confirm(2).0);
+        assert!(!sessions.confirm(2, now).0);
+    }
+
+    #[test]
+    fn a_session_is_left_once_its_node_began_another_one() {
+        let t0 = Instant::now();
+        let later = t0 + CROSSED;
+        let mut sessions = Sessions::default();
+        sessions.initiated(session(1, t0), t0);
+        sessions.responded(session(2, later), later);
+        assert!(sessions.confirm(2, later).0);
+
+        assert!(!sessions.is_left(1, later), "what was under way may still come");
+        assert!(sessions.is_left(1, later + LEFT));
+        assert!(!sessions.is_left(2, later + LEFT));
+
+        sessions.initiated(session(3, later + CROSSED), later + CROSSED);
+        assert!(!sessions.is_left(2, later + CROSSED * 2), "it may not know of ours yet");
+    }
+
+    #[test]
+    fn sessions_of_handshakes_that_crossed_are_not_left() {
+        let t0 = Instant::now();
+        let mut sessions = Sessions::default();
+        sessions.responded(session(1, t0), t0);
+        sessions.initiated(session(2, t0 + LEFT), t0 + LEFT);
+        assert!(sessions.confirm(1, t0 + LEFT).0);
+
+        assert!(!sessions.is_left(2, t0 + CROSSED * 2));
     }
 
     #[test]

@@ -29,7 +29,10 @@ pub struct Snapshot {
     pub nat: NatProfile,
     pub nat_tested: Option<Instant>,
     pub candidates: Vec<Candidate>,
+    /// What is claimed twice, for as long as it is.
     pub conflicts: Vec<String>,
+    /// Another node runs with this node's key, in words.
+    pub duplicate_key: Option<String>,
     pub issued: Issued,
     pub lsdb_entries: usize,
     /// Equal digests are equal databases.

@@ -115,7 +115,13 @@ fn status(view: &View, facts: &Facts, revision: u64) -> Status {
         epoch_seen: snapshot.issued.seen.unwrap_or(0),
         epochs: snapshot.issued.epochs.clone(),
         clusters: snapshot.issued.clusters.iter().take(MOST_CLUSTERS).cloned().collect(),
-        conflicts: snapshot.conflicts.iter().take(MOST_NAMED).cloned().collect(),
+        conflicts: snapshot
+            .duplicate_key
+            .iter()
+            .chain(&snapshot.conflicts)
+            .take(MOST_NAMED)
+            .cloned()
+            .collect(),
         refused: refused
             .take(MOST_NAMED)
             .map(|route| format!("{} of {}: {}", route.prefix, name(route.node), route.reason))

@@ -328,6 +328,7 @@ impl Mesh {
     pub fn stop(&mut self, number: usize) {
         let post = &mut self.members[number];
         if let Some(node) = self.world.stop(post.station) {
+            post.member.boot = post.member.boot.max(node.persist.boot);
             post.member.kept = node.persist;
         }
     }

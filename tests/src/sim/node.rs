@@ -73,7 +73,7 @@ impl Member {
             transit: false,
             p2p: P2p::On,
             boot: 0,
-            kept: Persist { claim: None },
+            kept: Persist::default(),
             deaf: false,
         }
     }
@@ -187,7 +187,7 @@ impl Node {
             deaf: false,
             lag: Duration::ZERO,
             host: Host::default(),
-            persist: Persist { claim: None },
+            persist: Persist::default(),
             notices: Vec::new(),
             pongs: Vec::new(),
         };

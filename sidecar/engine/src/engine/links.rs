@@ -330,10 +330,14 @@ impl Engine {
     }
 
     pub(super) fn on_refused(&mut self, node: NodeId, refused: &Refused, now: Instant) {
-        let Some(adjacency) = self.home(node) else { return };
         if refused.reason == RefusedReason::DuplicateKey as i32 {
+            // With a higher boot number than the other's we are heard again.
+            if self.renew_boot(0, now) {
+                self.initiate(node, now);
+            }
             return self.meet_twin(now);
         }
+        let Some(adjacency) = self.home(node) else { return };
         adjacency.refused = Some(refused.message.clone());
         adjacency.register_sent = None;
         if refused.retry_s > 0 {

@@ -1,16 +1,11 @@
 //! The tables of the fast path, and snapshots for people.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 
 use ipnet::IpNet;
 use wire::{certificate::Prefix, datagram::DATA_OVERHEAD, id::NodeId};
 
-use super::{Engine, routes::TWIN};
+use super::{Engine, TWIN_REMEMBERED, routes::TWIN};
 use crate::{
     fib::{Fib, Forward, Link, Local, PeerEntry},
     path::{self, State, Way},
@@ -18,9 +13,6 @@ use crate::{
     routing::topology::Member,
     snapshot::{self, Live, PathState, PeerState, RouteState, ServerState, Snapshot},
 };
-
-/// A second node with our keys is told of for this long after it was last heard of.
-const TWIN_REMEMBERED: Duration = Duration::from_secs(600);
 
 impl Engine {
     /// The fast path's tables of this moment.
@@ -174,11 +166,10 @@ impl Engine {
         self.lsdb.root()
     }
 
-    /// What is claimed twice, for as long as it is.
-    fn conflicts(&self, now: Instant) -> Vec<String> {
+    /// What is to be said of a second node with our keys, if one was heard of lately.
+    fn duplicate_key(&self, now: Instant) -> Option<String> {
         let twin = self.twin.filter(|seen| now.saturating_duration_since(*seen) < TWIN_REMEMBERED);
-        let twin = twin.map(|_| TWIN.to_owned());
-        twin.into_iter().chain(self.rib.conflicts.iter().cloned()).collect()
+        twin.map(|_| TWIN.to_owned())
     }
 
     /// The node as it is now.
@@ -193,7 +184,8 @@ impl Engine {
             nat: self.nat.profile(),
             nat_tested: self.nat.tested(),
             candidates: self.own_candidates(),
-            conflicts: self.conflicts(now),
+            conflicts: self.rib.conflicts.clone(),
+            duplicate_key: self.duplicate_key(now),
             issued: self.issued_snapshot(),
             lsdb_entries: self.lsdb.len(),
             lsdb_digest: self.lsdb.root(),

@@ -32,6 +32,8 @@ use crate::{
     snapshot::{Route, RouteState},
 };
 
+/// Copies age by whole seconds at every hop, so that an LSA seems younger than it is.
+const AGE_SLACK: Duration = Duration::from_secs(5);
 /// What is said of a second node with our keys.
 pub(super) const TWIN: &str =
     "Another node runs with this node's key: stop it, or give it a state directory of its own";
@@ -189,7 +191,7 @@ impl Engine {
             return;
         }
         if key.signer == self.me {
-            return self.on_own_lsa(&container, now);
+            return self.on_own_lsa(&container, age, now);
         }
         if lsa::is_issued(&container, network) {
             return self.on_issued(Some(from), container, age, now);
@@ -266,7 +268,7 @@ impl Engine {
     }
 
     /// One of our own came back newer than we ever said it: from an earlier life, or from a second one.
-    fn on_own_lsa(&mut self, container: &Container, now: Instant) {
+    fn on_own_lsa(&mut self, container: &Container, age: u32, now: Instant) {
         if !lsa::verify(container) {
             return self.drop_packet(DropReason::Forged);
         }
@@ -275,14 +277,25 @@ impl Engine {
             Some(LsaType::Link) => &mut self.link_lsa,
             Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) | None => return,
         };
-        if origin.surpassed(container.head.seq, now) {
+        let seq = container.head.seq;
+        let lived = now.saturating_duration_since(self.started);
+        let is_younger = Duration::from_secs(u64::from(age)) + AGE_SLACK < lived;
+        if origin.surpassed(seq, is_younger, now) {
+            let theirs = u32::try_from(seq >> 32).unwrap_or(u32::MAX);
+            // Whoever has heard of a later start refuses our INITs.
+            if theirs > self.boot.number() {
+                self.renew_boot(theirs, now);
+            }
             self.meet_twin(now);
         }
     }
 
     /// Another node runs with our keys. Each of the two speaks above the other for as long as both live; once is enough to say.
     pub(super) fn meet_twin(&mut self, now: Instant) {
-        if self.twin.replace(now).is_none() {
+        let before = self.twin.replace(now);
+        let is_known =
+            before.is_some_and(|seen| now.saturating_duration_since(seen) < super::TWIN_REMEMBERED);
+        if !is_known {
             self.notice(Notice::new(NoticeKind::AddressConflict, Some(self.me), TWIN));
         }
     }
@@ -533,8 +546,14 @@ impl Engine {
         self.node_lsa.changed(now);
     }
 
+    /// Has kept what this node must not lose.
+    pub(super) fn persist(&mut self) {
+        let persist = Persist { claim: self.claim, boot: self.boot.number() };
+        self.events.push_back(Event::Persist(persist));
+    }
+
     fn told_claim(&mut self) {
-        self.events.push_back(Event::Persist(Persist { claim: self.claim }));
+        self.persist();
         if let Some((address, _)) = self.claim {
             let notice = Notice::new(NoticeKind::AddressClaimed, None, "Address claimed")
                 .with("address", address);

@@ -10,7 +10,7 @@ use session::{
     transport::Session,
 };
 use wire::{
-    control::{Body, InitPayload, Ping, ResponsePayload},
+    control::{Body, InitPayload, Ping, Refused, RefusedReason, ResponsePayload},
     datagram::{Cookie, Datagram, Init, Response, Role, Versions},
     endpoint::{Candidate, pack_addr},
     id::{DhKey, NodeId, NodeKeys, SignKey},
@@ -89,14 +89,26 @@ impl Engine {
             self.arm_peer(node);
             return;
         }
+        if handshake.is_unanswered(now) {
+            self.renew_boot(0, now);
+        }
         self.send_init(node, now);
         self.note_silence(node, now);
+    }
+
+    /// Takes a boot number above ours and `above`, if it is time for one; true if it did.
+    pub(super) fn renew_boot(&mut self, above: u32, now: Instant) -> bool {
+        let drawn = self.boot.draw(above, self.unix(now), now);
+        if drawn {
+            self.persist();
+        }
+        drawn
     }
 
     fn send_init(&mut self, node: NodeId, now: Instant) {
         let hops = self.handshake_hops(node);
         let index = self.new_index(node);
-        let freshness = self.clock.tick();
+        let freshness = self.boot.freshness();
         let Some(peer) = self.peers.get(&node) else { return };
         let Some(role) = peer.handshake.as_ref().map(|handshake| handshake.role) else { return };
         // Psk2 enters only with RESPONSE, so where we are reached is told only to keys that a LSA or `?k=` vouches for.
@@ -428,17 +440,50 @@ impl Engine {
         }
     }
 
+    /// Whether the node at the other end left this session for another one long ago.
+    fn is_left(&self, node: NodeId, index: u32, now: Instant) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.sessions.is_left(index, now))
+    }
+
+    /// Tells who speaks in a session that its node left that another one has its keys.
+    fn refuse_twin(&mut self, index: u32, arrival: Arrival, now: Instant) {
+        let refused = Refused {
+            reason: RefusedReason::DuplicateKey as i32,
+            message: "another node with the same keys is here".to_owned(),
+            retry_s: 0,
+        };
+        let id = self.micros(now) ^ self.rng.next_u64();
+        for plaintext in record::encode(Body::Refused(refused), id) {
+            let sealed = self
+                .sessions
+                .get(&index)
+                .and_then(|session| session.seal_record(RecordKind::Control, &plaintext));
+            if let Some(sealed) = sealed {
+                self.reply(arrival, sealed);
+            }
+        }
+    }
+
     /// The first packet under a session authenticated.
     pub(super) fn on_heard(&mut self, arrival: Arrival, index: u32, now: Instant) {
         let Some(&node) = self.indices.get(&index) else { return };
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let (confirmed, gone) = peer.sessions.confirm(index);
+        let (confirmed, gone) = peer.sessions.confirm(index, now);
         self.remove_sessions(gone);
         if !confirmed {
             return;
         }
         self.end_handshake(node);
+        let way = self.way_of(arrival);
         self.session_up(node, arrival, now);
+        // It may have come up again elsewhere, and knows nothing of where it was.
+        if let Some(way) = way.filter(Way::is_direct)
+            && let Some(peer) = self.peers.get_mut(&node)
+            && peer.agent.primary() != Some(way)
+        {
+            peer.agent.doubt_primary(now);
+            self.arm_peer(node);
+        }
         self.send_control(node, Body::Attributes(self.config.membership.attributes.clone()), now);
         let punch = self
             .peers
@@ -486,7 +531,7 @@ impl Engine {
             RecordKind::Control => {
                 let Some(peer) = self.peers.get_mut(&node) else { return };
                 match record::decode(plaintext, &mut peer.chunks) {
-                    Decoded::Body(body) => self.on_control(node, arrival, body, now),
+                    Decoded::Body(body) => self.on_control(node, index, arrival, body, now),
                     Decoded::Nothing => {}
                     Decoded::Malformed => self.drop_packet(DropReason::Malformed),
                 }
@@ -504,9 +549,12 @@ impl Engine {
         self.drain_agent(node, now);
     }
 
-    fn on_control(&mut self, from: NodeId, arrival: Arrival, body: Body, now: Instant) {
+    fn on_control(&mut self, from: NodeId, index: u32, arrival: Arrival, body: Body, now: Instant) {
         match body {
             Body::Attributes(signed) => self.on_attributes(from, &signed, now),
+            Body::Hello(_) if self.is_left(from, index, now) => {
+                self.refuse_twin(index, arrival, now);
+            }
             Body::Hello(hello) => self.on_hello(from, hello, now),
             Body::HelloAck(ack) => self.on_hello_ack(from, &ack, now),
             Body::Announce(announce) => {

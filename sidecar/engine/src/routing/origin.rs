@@ -48,11 +48,14 @@ impl Origin {
         }
     }
 
-    /// Somebody holds an LSA of ours with a sequence number that we did not give: speak above it. True if that number is of
-    /// this very start of ours, which means that a second node lives with our keys.
-    pub fn surpassed(&mut self, seq: u64, now: Instant) -> bool {
-        let twin = seq >> 32 == self.seq >> 32 && self.last.is_some();
-        self.seq = self.seq.max(seq);
+    /// Somebody holds an LSA of ours with a sequence number that we may not have given: speak above it. True if a second node
+    /// lives with our keys: the number is of this very start of ours, or the LSA is younger than this start.
+    pub fn surpassed(&mut self, seq: u64, is_younger: bool, now: Instant) -> bool {
+        if seq <= self.seq {
+            return false;
+        }
+        let twin = is_younger || (seq >> 32 == self.seq >> 32 && self.last.is_some());
+        self.seq = seq;
         self.changed(now);
         twin
     }
@@ -155,12 +158,17 @@ mod tests {
     fn a_twin_is_noticed_and_an_old_life_is_not_one() {
         let now = Instant::now();
         let mut origin = Origin::new(7);
-        assert!(!origin.surpassed((6 << 32) + 9, now));
+        assert!(!origin.surpassed((6 << 32) + 9, false, now));
+        origin.changed(now);
         origin.take(1, now + QUIET).unwrap();
 
-        assert!(!origin.surpassed((6 << 32) + 10, now));
-        assert!(origin.surpassed((7 << 32) + 44, now));
+        assert!(!origin.surpassed((6 << 32) + 10, false, now));
+        assert!(origin.surpassed((7 << 32) + 44, false, now));
         assert_eq!(origin.take(1, now + QUIET), Some((7 << 32) + 45));
+
+        assert!(!origin.surpassed((8 << 32) + 1, false, now), "an old life with a clock ahead");
+        assert!(!origin.surpassed((8 << 32) + 1, true, now), "the same again");
+        assert!(origin.surpassed((9 << 32) + 1, true, now), "one that began while we live");
     }
 
     #[test]

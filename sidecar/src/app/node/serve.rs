@@ -60,7 +60,10 @@ impl Node<'_> {
                     return End::Retired;
                 },
                 () = group.token().cancelled() => return End::Stopped,
-                Some(persist) = persisted.recv() => self.state.set_claim(persist.claim),
+                Some(persist) = persisted.recv() => {
+                    self.state.set_boot(persist.boot);
+                    self.state.set_claim(persist.claim);
+                }
                 // The asker may have gone; what was ordered stands.
                 Some(order) = orders.recv() => match order {
                     Order::Reload(answer) => {
