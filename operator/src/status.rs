@@ -28,6 +28,9 @@ use crate::{
     plan::status::{About, Notice},
 };
 
+/// An Event that could not be told is told again after each of these.
+const TELL_AGAIN_AFTER: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
+
 /// Writes at once.
 pub const BURST: f64 = 5.0;
 /// Writes per second after that.
@@ -289,7 +292,7 @@ pub async fn write(client: Client, key: &Key, status: &Status) -> Result<(), Fai
 /// Tells people by an Event.
 ///
 /// # Errors
-/// As the API server says; an event that is lost is not told again.
+/// As the API server says when it was asked for the last time: a new cluster has no namespace for events at first.
 pub async fn tell(client: Client, reporter: &str, notice: &Notice) -> Result<(), Failure> {
     let now = Timestamp::now();
     let (regarding, namespace) = match &notice.about {
@@ -339,8 +342,17 @@ pub async fn tell(client: Client, reporter: &str, notice: &Notice) -> Result<(),
         ..Event::default()
     };
     let events: Api<Event> = Api::namespaced(client, &namespace);
-    api::within(api::WITHIN, events.create(&PostParams::default(), &event)).await?;
-    Ok(())
+    let mut pauses = TELL_AGAIN_AFTER.into_iter();
+    loop {
+        let told = api::within(api::WITHIN, events.create(&PostParams::default(), &event)).await;
+        match (told, pauses.next()) {
+            (Ok(_), _) => return Ok(()),
+            // An answer that came too late.
+            (Err(failure), _) if failure.is_conflict() => return Ok(()),
+            (Err(failure), None) => return Err(failure),
+            (Err(_), Some(pause)) => tokio::time::sleep(pause).await,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -204,7 +204,7 @@ async fn a_member_gets_its_configuration_and_says_what_became_of_it() {
     let desired = revision(&mut link, 1).await;
 
     let delivered = config::parse_delivered(&desired.sidecar).expect("a valid configuration");
-    assert_eq!(delivered.hostname.unwrap().value.as_deref(), Some("node-1"));
+    assert_eq!(delivered.hostname.unwrap().value.unwrap().as_str(), "node-1");
     let standing =
         Standing::read(&desired, &identity(1).keys(), None, unix()).expect("makes it a member");
     assert_eq!(standing.membership.network, issuer().network());

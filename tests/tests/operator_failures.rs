@@ -116,7 +116,10 @@ async fn secrets_that_hold_no_keys(bed: &Bed) {
 
 /// What `join` printed, but for another network's Secret.
 async fn a_network_id_of_another_network(bed: &Bed) {
-    let invitation = join::run(bed.client.clone(), NAMESPACE, "prod", "ams1", &[]).await.unwrap();
+    let invitation =
+        join::run(bed.client.clone(), NAMESPACE, "prod", &"ams1".parse().unwrap(), &[])
+            .await
+            .unwrap();
     let mut joined =
         invitation.documents.into_iter().find(|object| object["kind"] == "EasyNetwork").unwrap();
     joined["metadata"]["name"] = json!("joined");

@@ -124,7 +124,9 @@ async fn walk_through_its_jobs(bed: &Bed) {
     .await;
 
     let own = bed.operator_client(&Requests::default()).await;
-    join::run(own.clone(), NAMESPACE, "prod", "fra2", &[]).await.expect("an invitation");
+    join::run(own.clone(), NAMESPACE, "prod", &"fra2".parse().unwrap(), &[])
+        .await
+        .expect("an invitation");
     keys_change(bed).await;
 
     // A node goes, then the network, then the operator.
