@@ -223,7 +223,7 @@ impl Engine {
             node_lsa: Origin::new(config.boot),
             link_lsa: Origin::new(config.boot),
             throttle: Throttle::default(),
-            reachable: Reachable::new(),
+            reachable: Reachable::default(),
             rib: Rib::default(),
             allowed: BTreeMap::new(),
             claim: None,
@@ -366,7 +366,7 @@ impl Engine {
         loop {
             let before = (self.transmits.len(), self.events.len());
             while let Some((to, body)) = self.flood.poll_output() {
-                self.send_control(to, body, now);
+                self.send_control_to(&to, body, now);
             }
             while let Some((to, body)) = self.sync.poll_output() {
                 self.send_control(to, body, now);

@@ -315,12 +315,13 @@ impl Server {
         let networks: Vec<NetworkId> = self.networks.keys().copied().collect();
         for network in networks {
             while let Some(tenant) = self.networks.get_mut(&network) {
-                let output = tenant.flood.poll_output().or_else(|| tenant.sync.poll_output());
-                let Some((node, body)) = output else { break };
-                let index = tenant.sessions.get(&node).copied();
-                if let Some(index) = index {
-                    self.send(index, body);
-                }
+                let one = |(node, body)| (vec![node], body);
+                let output =
+                    tenant.flood.poll_output().or_else(|| tenant.sync.poll_output().map(one));
+                let Some((nodes, body)) = output else { break };
+                let sessions = nodes.iter().filter_map(|node| tenant.sessions.get(node).copied());
+                let sessions: Vec<u32> = sessions.collect();
+                self.send_to(&sessions, body);
             }
             if let Some(tenant) = self.networks.get(&network) {
                 self.timers.set(Wake::Flood(network), tenant.flood.poll_timeout());
@@ -724,9 +725,7 @@ impl Server {
         let deltas = tenant.attached.take_deltas();
         let all: Vec<u32> = tenant.sessions.values().copied().collect();
         for delta in deltas {
-            for &index in &all {
-                self.send(index, Body::Attach(delta.clone()));
-            }
+            self.send_to(&all, Body::Attach(delta));
         }
     }
 
@@ -881,13 +880,17 @@ impl Server {
     }
 
     fn send(&mut self, index: u32, body: Body) {
-        let id = self.rng.next_u64();
-        let Some(client) = self.clients.get(&index) else { return };
-        let hop = client.hop;
-        let session = Arc::clone(&client.session);
-        for plaintext in record::encode(body, id) {
-            if let Some(bytes) = session.seal_record(Kind::Control, &plaintext) {
-                self.transmit(hop, bytes);
+        self.send_to(&[index], body);
+    }
+
+    /// The same over several sessions.
+    fn send_to(&mut self, indices: &[u32], body: Body) {
+        let plaintexts = record::encode(body, self.rng.next_u64());
+        for client in indices.iter().filter_map(|index| self.clients.get(index)) {
+            for plaintext in &plaintexts {
+                if let Some(bytes) = client.session.seal_record(Kind::Control, plaintext) {
+                    self.transmits.push_back(Transmit { hop: client.hop, bytes, ttl: None });
+                }
             }
         }
     }

@@ -617,9 +617,17 @@ impl Engine {
 
     /// Seals and sends a control record over the way that carries the peer's traffic, in pieces if it has to be.
     pub(super) fn send_control(&mut self, node: NodeId, body: Body, now: Instant) {
+        self.send_control_to(&[node], body, now);
+    }
+
+    /// The same to several.
+    pub(super) fn send_control_to(&mut self, nodes: &[NodeId], body: Body, now: Instant) {
         let id = self.micros(now) ^ self.rng.next_u64();
-        for plaintext in record::encode(body, id) {
-            self.send_record(node, RecordKind::Control, &plaintext);
+        let plaintexts = record::encode(body, id);
+        for node in nodes {
+            for plaintext in &plaintexts {
+                self.send_record(*node, RecordKind::Control, plaintext);
+            }
         }
     }
 

@@ -33,12 +33,6 @@ const PUSH_BYTES: usize = 1000;
 /// What may be wanted at once; the rest waits for anti-entropy.
 const MAX_WANTED: usize = 8192;
 
-#[derive(Clone, Debug, Default)]
-struct Neighbour {
-    /// To be announced.
-    changed: BTreeSet<LsaKey>,
-}
-
 #[derive(Clone, Debug)]
 struct Wanted {
     seq: u64,
@@ -50,19 +44,27 @@ struct Wanted {
 /// The dissemination of one network's LSAs among our neighbours.
 #[derive(Clone, Debug, Default)]
 pub struct Flood {
-    neighbours: BTreeMap<NodeId, Neighbour>,
+    neighbours: BTreeSet<NodeId>,
+    /// To be announced, and which neighbours need not hear of it. Once for all of them: a server has thousands, and hardly any is an
+    /// exception.
+    changed: BTreeMap<LsaKey, BTreeSet<NodeId>>,
     wanted: BTreeMap<LsaKey, Wanted>,
     /// Wanted and not asked for at the moment.
     idle: BTreeSet<LsaKey>,
     /// Asked for, by when.
     asked: BTreeSet<(Instant, LsaKey)>,
     announce_at: Option<Instant>,
-    outputs: VecDeque<(NodeId, Body)>,
+    outputs: VecDeque<(Vec<NodeId>, Body)>,
 }
 
 impl Flood {
     pub fn add_neighbour(&mut self, node: NodeId) {
-        self.neighbours.entry(node).or_default();
+        if self.neighbours.insert(node) {
+            // What is new to it anti-entropy finds.
+            for excepted in self.changed.values_mut() {
+                excepted.insert(node);
+            }
+        }
     }
 
     pub fn remove_neighbour(&mut self, node: NodeId) {
@@ -88,27 +90,30 @@ impl Flood {
     }
 
     pub fn neighbours(&self) -> impl Iterator<Item = NodeId> {
-        self.neighbours.keys().copied()
+        self.neighbours.iter().copied()
     }
 
     /// An LSA of ours is new: everybody gets it at once.
     pub fn originated(&mut self, lsdb: &Lsdb, key: LsaKey, now: Instant) {
         let Some(copy) = lsdb.copy(&key, now) else { return };
-        for (&node, neighbour) in &mut self.neighbours {
-            self.outputs.push_back((node, Body::Push(Push { copies: vec![copy.clone()] })));
-            neighbour.changed.insert(key);
-            self.announce_at.get_or_insert(now + PUSHED);
+        if self.neighbours.is_empty() {
+            return;
         }
+        let all = self.neighbours.iter().copied().collect();
+        self.outputs.push_back((all, Body::Push(Push { copies: vec![copy] })));
+        self.changed.insert(key, BTreeSet::new());
+        self.announce_at.get_or_insert(now + PUSHED);
     }
 
     /// An LSA was stored that came from `from`: the others hear of it.
     pub fn stored(&mut self, key: LsaKey, from: Option<NodeId>, now: Instant) {
         self.unwant(&key);
-        for (&node, neighbour) in &mut self.neighbours {
-            if Some(node) != from {
-                neighbour.changed.insert(key);
-                self.announce_at.get_or_insert(now + GATHER);
-            }
+        if self.neighbours.iter().any(|node| Some(*node) != from) {
+            let excepted = self.changed.remove(&key);
+            // Who was to hear of the one before still is.
+            let excepted = from.filter(|from| excepted.is_none_or(|all| all.contains(from)));
+            self.changed.insert(key, excepted.into_iter().collect());
+            self.announce_at.get_or_insert(now + GATHER);
         }
         if self.asked.len() <= MAX_PULLS / 2 {
             self.pull(now);
@@ -118,10 +123,10 @@ impl Flood {
     /// `from` has these; what is newer than ours is pulled.
     pub fn announced(&mut self, lsdb: &Lsdb, from: NodeId, heads: &[LsaHead], now: Instant) {
         for (key, seq) in heads.iter().filter_map(key_of) {
-            if let Some(neighbour) = self.neighbours.get_mut(&from)
+            if let Some(excepted) = self.changed.get_mut(&key)
                 && lsdb.freshness(&key, seq) == Freshness::Same
             {
-                neighbour.changed.remove(&key);
+                excepted.insert(from);
             }
             if lsdb.freshness(&key, seq) != Freshness::Newer {
                 continue;
@@ -158,18 +163,19 @@ impl Flood {
         for (key, _) in heads.iter().take(MAX_PULLS).filter_map(key_of) {
             let Some(copy) = lsdb.copy(&key, now) else { continue };
             if bytes > 0 && bytes + copy.container.len() > PUSH_BYTES {
-                self.outputs.push_back((from, Body::Push(std::mem::take(&mut push))));
+                self.outputs.push_back((vec![from], Body::Push(std::mem::take(&mut push))));
                 bytes = 0;
             }
             bytes += copy.container.len();
             push.copies.push(copy);
         }
         if !push.copies.is_empty() {
-            self.outputs.push_back((from, Body::Push(push)));
+            self.outputs.push_back((vec![from], Body::Push(push)));
         }
     }
 
-    pub fn poll_output(&mut self) -> Option<(NodeId, Body)> {
+    /// What to send, and to whom.
+    pub fn poll_output(&mut self) -> Option<(Vec<NodeId>, Body)> {
         self.outputs.pop_front()
     }
 
@@ -181,16 +187,7 @@ impl Flood {
     pub fn handle_timeout(&mut self, lsdb: &Lsdb, now: Instant) {
         if self.announce_at.is_some_and(|at| at <= now) {
             self.announce_at = None;
-            for (&node, neighbour) in &mut self.neighbours {
-                let heads: Vec<LsaHead> = std::mem::take(&mut neighbour.changed)
-                    .iter()
-                    .filter_map(|key| lsdb.head(key, now))
-                    .collect();
-                for heads in heads.chunks(HEADS_PER_RECORD) {
-                    self.outputs
-                        .push_back((node, Body::Announce(Announce { heads: heads.to_vec() })));
-                }
-            }
+            self.announce(lsdb, now);
         }
         self.pull(now);
     }
@@ -198,6 +195,34 @@ impl Flood {
     /// Entries waited for, for the leak test.
     pub fn waiting(&self) -> usize {
         self.wanted.len()
+    }
+
+    fn announce(&mut self, lsdb: &Lsdb, now: Instant) {
+        let changed = std::mem::take(&mut self.changed);
+        let all: BTreeSet<NodeId> = changed.values().flatten().copied().collect();
+        let heads: Vec<(LsaHead, BTreeSet<NodeId>)> = changed
+            .into_iter()
+            .filter_map(|(key, excepted)| Some((lsdb.head(&key, now)?, excepted)))
+            .collect();
+        let (excepted, others): (Vec<NodeId>, Vec<NodeId>) =
+            self.neighbours.iter().partition(|node| all.contains(*node));
+        let everything: Vec<LsaHead> = heads.iter().map(|(head, _)| head.clone()).collect();
+        self.put_heads(others, &everything);
+        for node in excepted {
+            let news = heads.iter().filter(|(_, excepted)| !excepted.contains(&node));
+            let news: Vec<LsaHead> = news.map(|(head, _)| head.clone()).collect();
+            self.put_heads(vec![node], &news);
+        }
+    }
+
+    fn put_heads(&mut self, to: Vec<NodeId>, heads: &[LsaHead]) {
+        if to.is_empty() {
+            return;
+        }
+        for heads in heads.chunks(HEADS_PER_RECORD) {
+            let body = Body::Announce(Announce { heads: heads.to_vec() });
+            self.outputs.push_back((to.clone(), body));
+        }
     }
 
     fn unwant(&mut self, key: &LsaKey) {
@@ -241,8 +266,114 @@ impl Flood {
         }
         for (node, heads) in pulls {
             for heads in heads.chunks(HEADS_PER_RECORD) {
-                self.outputs.push_back((node, Body::Pull(Pull { heads: heads.to_vec() })));
+                self.outputs.push_back((vec![node], Body::Pull(Pull { heads: heads.to_vec() })));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::{
+        id::{NetworkId, SignKey},
+        lsa::{Container, Head, LsaType},
+    };
+
+    use super::*;
+    use crate::routing::lsdb::Limits;
+
+    fn node(number: u8) -> NodeId {
+        NodeId([number; 16])
+    }
+
+    fn lsa(signer: u8, seq: u64) -> Container {
+        let head = Head {
+            network: NetworkId([0; 16]),
+            signer: SignKey([signer; 32]),
+            kind: LsaType::Node as u8,
+            id: 0,
+            flags: 0,
+            gk_epoch: 0,
+            seq,
+            lifetime: 60,
+            nonce: [0; 24],
+        };
+        let mut bytes = Container::unsigned(&head, &[], &[0; 16]).unwrap();
+        bytes.extend_from_slice(&[0; 64]);
+        Container::parse(bytes.into()).unwrap()
+    }
+
+    struct Server {
+        flood: Flood,
+        lsdb: Lsdb,
+        now: Instant,
+    }
+
+    impl Server {
+        fn with_neighbours(count: u8) -> Self {
+            let mut flood = Flood::default();
+            (1..=count).for_each(|number| flood.add_neighbour(node(number)));
+            Self { flood, lsdb: Lsdb::new(Limits::SERVER), now: Instant::now() }
+        }
+
+        fn store(&mut self, signer: u8, seq: u64, from: u8) -> LsaKey {
+            let container = lsa(signer, seq);
+            let key = container.key();
+            self.lsdb.insert(container, 0, self.now).unwrap();
+            self.flood.stored(key, Some(node(from)), self.now);
+            key
+        }
+
+        /// Who is told what, as signer's key and sequence.
+        fn announced(&mut self) -> Vec<(Vec<NodeId>, Vec<(LsaKey, u64)>)> {
+            let due = self.flood.poll_timeout().unwrap_or(self.now);
+            self.flood.handle_timeout(&self.lsdb, due);
+            let outputs = std::iter::from_fn(|| self.flood.poll_output());
+            let announced = outputs.map(|(to, body)| match body {
+                Body::Announce(announce) => {
+                    (to, announce.heads.iter().filter_map(key_of).collect())
+                }
+                other => panic!("{other:?}"),
+            });
+            announced.collect()
+        }
+    }
+
+    #[test]
+    fn what_came_from_one_is_announced_to_all_others_in_one_record() {
+        let mut server = Server::with_neighbours(3);
+        let key = server.store(9, 1, 2);
+
+        assert_eq!(server.announced(), [(vec![node(1), node(3)], vec![(key, 1)])]);
+        assert_eq!(server.announced(), []);
+    }
+
+    #[test]
+    fn whoever_has_the_same_need_not_hear_of_it_and_of_the_next_it_does() {
+        let mut server = Server::with_neighbours(3);
+        let first = server.store(8, 1, 1);
+        let second = server.store(9, 1, 1);
+        let head = server.lsdb.head(&second, server.now).unwrap();
+        server.flood.announced(&server.lsdb, node(2), &[head], server.now);
+
+        assert_eq!(
+            server.announced(),
+            [(vec![node(3)], vec![(first, 1), (second, 1)]), (vec![node(2)], vec![(first, 1)])]
+        );
+
+        let head = server.lsdb.head(&second, server.now).unwrap();
+        server.store(9, 2, 1);
+        server.flood.announced(&server.lsdb, node(2), &[head], server.now);
+        server.store(9, 3, 3);
+        assert_eq!(server.announced(), [(vec![node(1), node(2), node(3)], vec![(second, 3)])]);
+    }
+
+    #[test]
+    fn a_neighbour_that_is_new_is_not_told_what_others_are() {
+        let mut server = Server::with_neighbours(1);
+        let key = server.store(9, 1, 7);
+        server.flood.add_neighbour(node(2));
+
+        assert_eq!(server.announced(), [(vec![node(1)], vec![(key, 1)])]);
     }
 }
