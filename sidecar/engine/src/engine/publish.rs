@@ -86,16 +86,18 @@ impl Engine {
 
     /// Notes which inner sources each node may use: what it announces, as far as it was not refused.
     pub(super) fn allow_announced(&mut self) {
-        let mut announced: BTreeMap<NodeId, Vec<IpNet>> = BTreeMap::new();
-        for route in self.rib.routes.iter().filter(|route| route.state != RouteState::Rejected) {
-            announced.entry(route.node).or_default().push(route.prefix);
-        }
+        let routes = self.rib.routes.iter().filter(|route| route.state != RouteState::Rejected);
+        let mut announced: Vec<(NodeId, IpNet)> =
+            routes.map(|route| (route.node, route.prefix)).collect();
+        announced.sort_by_key(|(node, _)| *node);
         let mut before = std::mem::take(&mut self.allowed);
         self.allowed = announced
-            .into_iter()
-            .map(|(node, nets)| match before.remove(&node).filter(|same| **same == *nets) {
-                Some(same) => (node, same),
-                None => (node, nets.into()),
+            .chunk_by(|(a, _), (b, _)| a == b)
+            .filter_map(|own| {
+                let (node, _) = own.first()?;
+                let nets = || own.iter().map(|(_, net)| *net);
+                let same = before.remove(node).filter(|same| nets().eq(same.iter().copied()));
+                Some((*node, same.unwrap_or_else(|| nets().collect())))
             })
             .collect();
     }

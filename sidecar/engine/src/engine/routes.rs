@@ -323,7 +323,7 @@ impl Engine {
         let boot = |seq: u64| seq >> 32;
         let has_restarted =
             self.topology.member(node).is_some_and(|member| boot(member.seq) < boot(seq));
-        self.topology.set_member(node, Member { keys, serial, attributes, body, seq });
+        self.topology.set_member(node, Member::new(keys, serial, &attributes, body, seq));
         if has_restarted {
             self.on_restarted(node, now);
         }
@@ -371,8 +371,8 @@ impl Engine {
             return;
         }
         self.spf_runs += 1;
-        self.reachable = spf::compute(self.me, &self.own_links(), &self.topology);
-        self.reach_directly(now);
+        self.reachable =
+            spf::compute(self.me, &self.own_links(), &self.direct_ways(now), &self.topology);
         let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
         for node in nodes {
             let relays = self.relays_of(node);
@@ -417,22 +417,23 @@ impl Engine {
     }
 
     /// Who answers on a direct path is reachable although no link of ours leads there any more.
-    fn reach_directly(&mut self, now: Instant) {
-        for peer in self.peers.values().filter(|peer| reached_directly(peer, now)) {
-            if self.topology.member(peer.node).is_some() {
-                let rtt = peer.agent.rtt().unwrap_or_default();
-                let cost_us = u64::try_from(rtt.as_micros() / 2).unwrap_or(u64::MAX);
-                let reach = spf::Reach { cost_us, hops: 1, via: peer.node };
-                self.reachable.entry(peer.node).or_insert_with(|| vec![reach]);
-            }
-        }
+    fn direct_ways(&self, now: Instant) -> Vec<(NodeId, spf::Reach)> {
+        let answering = self.peers.values().filter(|peer| {
+            reached_directly(peer, now) && self.topology.member(peer.node).is_some()
+        });
+        let ways = answering.map(|peer| {
+            let rtt = peer.agent.rtt().unwrap_or_default();
+            let cost_us = u64::try_from(rtt.as_micros() / 2).unwrap_or(u64::MAX);
+            (peer.node, spf::Reach { cost_us, hops: 1, via: peer.node })
+        });
+        ways.collect()
     }
 
     /// Whether somebody is still thought to be reached directly alone and is not.
     pub(super) fn lost_directly(&self, now: Instant) -> bool {
         self.reachable.iter().any(|(node, ways)| {
-            let alone = ways.iter().all(|way| way.via == *node) && !self.links.contains_key(node);
-            alone && self.peers.get(node).is_none_or(|peer| !reached_directly(peer, now))
+            let alone = ways.iter().all(|way| way.via == node) && !self.links.contains_key(&node);
+            alone && self.peers.get(&node).is_none_or(|peer| !reached_directly(peer, now))
         })
     }
 
@@ -454,6 +455,9 @@ impl Engine {
     fn tell_routes(&mut self, routes: &[Route]) {
         let before: Vec<(IpNet, NodeId)> = installed(&self.rib.routes).collect();
         let after: Vec<(IpNet, NodeId)> = installed(routes).collect();
+        if before == after {
+            return;
+        }
         for &(prefix, node) in without(&after, |new| before.binary_search(new).is_ok()) {
             let notice = Notice::new(NoticeKind::RouteAdded, Some(node), "Route added")
                 .with("prefix", prefix);

@@ -3,17 +3,17 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
-use session::certificate::allows;
-use wire::{certificate::Prefix, id::NodeId};
+use wire::id::NodeId;
 
-use super::{spf::Reachable, topology::Topology};
+use super::{
+    spf::Reachable,
+    topology::{Announced, MAX_PREFIXES, Topology},
+};
 use crate::{
     config::Imports,
     snapshot::{Route, RouteSource, RouteState},
 };
 
-/// Prefixes that one node may announce; more are not looked at.
-const MAX_PREFIXES: usize = 256;
 /// Conflicts that are told one by one; one mistake in a large cluster makes as many as it has nodes.
 const MAX_CONFLICTS: usize = 16;
 
@@ -42,29 +42,6 @@ pub struct Own<'a> {
     pub imports: &'a Imports,
 }
 
-/// What a node announces, in one shape: prefix, source, since when (claims), whether the node may.
-fn announced(topology: &Topology) -> impl Iterator<Item = (NodeId, IpNet, RouteSource, u64, bool)> {
-    topology.members().flat_map(|(node, member)| {
-        let body = &member.body;
-        let allowed = |prefix: &Prefix| allows(&member.attributes, prefix);
-        let fixed =
-            body.addresses.iter().map(move |prefix| (prefix, RouteSource::Lsa, 0, allowed(prefix)));
-        let claims = body.claims.iter().filter_map(move |claim| {
-            let prefix = claim.prefix.as_ref()?;
-            Some((prefix, RouteSource::Claim, claim.since, allowed(prefix)))
-        });
-        let exports =
-            body.exports.iter().map(move |prefix| (prefix, RouteSource::Lsa, 0, allowed(prefix)));
-        fixed.chain(claims).chain(exports).take(MAX_PREFIXES).filter_map(
-            move |(prefix, source, since, allowed)| {
-                let (address, length) = prefix.parse()?;
-                let net = IpNet::new(address, length).ok()?.trunc();
-                Some((node, net, source, since, allowed))
-            },
-        )
-    })
-}
-
 /// A row, and what decides among rows of one prefix.
 struct Row {
     route: Route,
@@ -85,10 +62,13 @@ pub fn compute(
     silent: &BTreeSet<NodeId>,
     topology: &Topology,
 ) -> Rib {
-    let mut rows: Vec<Row> = announced(topology)
-        .filter(|&(node, ..)| node != me)
-        .map(|(node, prefix, source, since, allowed)| {
+    let others = topology.members().filter(|(node, _)| *node != me);
+    let mut rows: Vec<Row> = others
+        .flat_map(|(node, member)| {
             let reach = reachable.get(&node).and_then(|ways| ways.first());
+            member.announced.iter().map(move |announced| (node, reach, *announced))
+        })
+        .map(|(node, reach, Announced { prefix, source, since, allowed })| {
             let refusal = if !allowed {
                 Some("the node's attributes do not allow it this prefix".to_owned())
             } else {

@@ -42,35 +42,80 @@ impl Reach {
 }
 
 /// For every reachable member, the ways to it: the best of every link of ours that leads there, best first.
-pub type Reachable = BTreeMap<NodeId, Vec<Reach>>;
-
-/// Computes all ways from `me` over `links`.
-pub fn compute(me: NodeId, links: &[OwnLink], topology: &Topology) -> Reachable {
-    let mut reachable = Reachable::new();
-    for link in links {
-        for (node, reach) in from_link(me, link, topology) {
-            reachable.entry(node).or_default().push(reach);
-        }
-    }
-    for ways in reachable.values_mut() {
-        ways.sort_unstable();
-    }
-    reachable
+///
+/// Two lists, no tree: a large network has thousands of members, and whenever one of them comes or goes this is made anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reachable {
+    /// In their order, each with the place after its last way.
+    nodes: Vec<(NodeId, usize)>,
+    ways: Vec<Reach>,
 }
 
-fn from_link(me: NodeId, link: &OwnLink, topology: &Topology) -> BTreeMap<NodeId, Reach> {
-    let mut settled: BTreeMap<NodeId, Reach> = BTreeMap::new();
+impl Reachable {
+    /// The ways to `node`, of which there is at least one, unless it is not reachable.
+    pub fn get(&self, node: &NodeId) -> Option<&[Reach]> {
+        let at = self.nodes.binary_search_by(|(other, _)| other.cmp(node)).ok()?;
+        self.ways_at(at)
+    }
+
+    /// All of them in the order of their nodes.
+    pub fn iter(&self) -> impl Iterator<Item = (NodeId, &[Reach])> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes.filter_map(|(at, (node, _))| Some((*node, self.ways_at(at)?)))
+    }
+
+    fn ways_at(&self, at: usize) -> Option<&[Reach]> {
+        let (_, end) = self.nodes.get(at)?;
+        let start = at.checked_sub(1).and_then(|before| self.nodes.get(before));
+        self.ways.get(start.map_or(0, |(_, end)| *end)..*end)
+    }
+}
+
+impl FromIterator<(NodeId, Reach)> for Reachable {
+    /// In any order.
+    fn from_iter<I: IntoIterator<Item = (NodeId, Reach)>>(ways: I) -> Self {
+        let mut all: Vec<(NodeId, Reach)> = ways.into_iter().collect();
+        // What each link leads to comes in order, and this sort joins what is sorted in parts.
+        all.sort();
+        let mut reachable = Self { nodes: Vec::new(), ways: Vec::with_capacity(all.len()) };
+        for same in all.chunk_by(|(a, _), (b, _)| a == b) {
+            reachable.ways.extend(same.iter().map(|(_, reach)| *reach));
+            let end = reachable.ways.len();
+            reachable.nodes.extend(same.first().map(|(node, _)| (*node, end)));
+        }
+        reachable
+    }
+}
+
+/// Computes all ways from `me` over `links`. Whoever none of these leads to has the way of `direct`.
+pub fn compute(
+    me: NodeId,
+    links: &[OwnLink],
+    direct: &[(NodeId, Reach)],
+    topology: &Topology,
+) -> Reachable {
+    let reachable: Reachable =
+        links.iter().flat_map(|link| from_link(me, link, topology)).collect();
+    let mut alone = direct.iter().filter(|(node, _)| reachable.get(node).is_none()).peekable();
+    if alone.peek().is_none() {
+        return reachable;
+    }
+    let ways = reachable.iter().flat_map(|(node, ways)| ways.iter().map(move |way| (node, *way)));
+    ways.chain(alone.copied()).collect()
+}
+
+/// In the order of nodes.
+fn from_link(me: NodeId, link: &OwnLink, topology: &Topology) -> Vec<(NodeId, Reach)> {
     let first = u64::from(link.cost_us);
     if link.server {
-        for node in topology
-            .attached(link.to)
-            .filter(|node| *node != me && topology.member(*node).is_some())
-        {
-            let last = topology.cost(node, link.to).unwrap_or(DEFAULT_COST_US);
-            settled.insert(node, Reach { cost_us: first + u64::from(last), hops: 2, via: link.to });
-        }
-        return settled;
+        let members = topology.members_at(link.to).filter(|(node, _)| *node != me);
+        let ways = members.map(|(node, last)| {
+            let cost_us = first + u64::from(last.unwrap_or(DEFAULT_COST_US));
+            (node, Reach { cost_us, hops: 2, via: link.to })
+        });
+        return ways.collect();
     }
+    let mut settled: BTreeMap<NodeId, Reach> = BTreeMap::new();
     let mut queue = BinaryHeap::from([Reverse((first, 1, link.to))]);
     while let Some(Reverse((cost_us, hops, node))) = queue.pop() {
         if node == me || settled.contains_key(&node) {
@@ -88,7 +133,7 @@ fn from_link(me: NodeId, link: &OwnLink, topology: &Topology) -> BTreeMap<NodeId
             }
         }
     }
-    settled
+    settled.into_iter().collect()
 }
 
 /// When to compute again.
@@ -152,13 +197,13 @@ mod tests {
         for &(number, transit) in members {
             topology.set_member(
                 node(number),
-                Member {
-                    keys: NodeKeys { sign: SignKey([0; 32]), dh: DhKey([0; 32]) },
-                    serial: 1,
-                    attributes: Attributes::default(),
-                    body: NodeBody { transit, ..NodeBody::default() },
-                    seq: 1,
-                },
+                Member::new(
+                    NodeKeys { sign: SignKey([0; 32]), dh: DhKey([0; 32]) },
+                    1,
+                    &Attributes::default(),
+                    NodeBody { transit, ..NodeBody::default() },
+                    1,
+                ),
             );
             let neighbours = edges
                 .iter()
@@ -179,11 +224,11 @@ mod tests {
         let mut topology = topology(&[(2, true), (3, false)], &[(2, 3, 5), (3, 2, 5)]);
         topology.set_attached(node(100), BTreeSet::from([node(1), node(2)]));
 
-        let ways =
-            compute(node(1), &[OwnLink { to: node(100), cost_us: 10, server: true }], &topology);
+        let link = OwnLink { to: node(100), cost_us: 10, server: true };
+        let ways = compute(node(1), &[link], &[], &topology);
 
-        assert_eq!(ways.keys().copied().collect::<Vec<_>>(), [node(2)]);
-        assert_eq!(ways[&node(2)][0].via, node(100));
+        let way = Reach { cost_us: 20_010, hops: 2, via: node(100) };
+        assert_eq!(ways.iter().collect::<Vec<_>>(), [(node(2), &[way][..])]);
     }
 
     #[test]
@@ -192,21 +237,39 @@ mod tests {
         let edges = [(2, 3, 5), (3, 2, 5), (3, 4, 5), (4, 3, 5)];
 
         let through =
-            compute(node(1), &links, &topology(&[(2, true), (3, true), (4, false)], &edges));
+            compute(node(1), &links, &[], &topology(&[(2, true), (3, true), (4, false)], &edges));
         let blocked =
-            compute(node(1), &links, &topology(&[(2, true), (3, false), (4, false)], &edges));
+            compute(node(1), &links, &[], &topology(&[(2, true), (3, false), (4, false)], &edges));
 
-        assert_eq!(through[&node(4)], [Reach { cost_us: 20, hops: 3, via: node(2) }]);
-        assert!(!blocked.contains_key(&node(4)));
+        let way = Reach { cost_us: 20, hops: 3, via: node(2) };
+        assert_eq!(through.get(&node(4)), Some(&[way][..]));
+        assert_eq!(blocked.get(&node(4)), None);
     }
 
     #[test]
     fn an_edge_counts_only_if_both_ends_list_it() {
         let links = [OwnLink { to: node(2), cost_us: 10, server: false }];
 
-        let ways = compute(node(1), &links, &topology(&[(2, true), (3, false)], &[(2, 3, 5)]));
+        let ways = compute(node(1), &links, &[], &topology(&[(2, true), (3, false)], &[(2, 3, 5)]));
 
-        assert!(!ways.contains_key(&node(3)));
+        assert_eq!(ways.get(&node(3)), None);
+    }
+
+    #[test]
+    fn of_several_ways_the_best_is_first_and_a_direct_one_counts_where_no_link_leads() {
+        let mut topology = topology(&[(2, false), (3, false), (4, false)], &[(3, 101, 5)]);
+        topology.set_attached(node(100), BTreeSet::from([node(2), node(3), node(9)]));
+        topology.set_attached(node(101), BTreeSet::from([node(3)]));
+        let link = |to, cost_us| OwnLink { to: node(to), cost_us, server: true };
+        let direct = [3, 4].map(|to| (node(to), Reach { cost_us: 1, hops: 1, via: node(to) }));
+
+        let ways = compute(node(1), &[link(100, 10), link(101, 20)], &direct, &topology);
+
+        let vias = |to| ways.get(&node(to)).map(|ways| ways.iter().map(|way| way.via).collect());
+        assert_eq!(vias(2), Some(vec![node(100)]));
+        assert_eq!(vias(3), Some(vec![node(101), node(100)]));
+        assert_eq!(vias(4), Some(vec![node(4)]));
+        assert_eq!(vias(9), None, "who is attached and said nothing is no member");
     }
 
     #[test]

@@ -2,11 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+use session::certificate::allows;
 use wire::{
-    certificate::Attributes,
+    certificate::{Attributes, Prefix},
     id::{NodeId, NodeKeys},
     lsa::{LinkBody, NodeBody},
 };
+
+use crate::snapshot::RouteSource;
+
+/// Prefixes that one node may announce; more are not looked at.
+pub const MAX_PREFIXES: usize = 256;
 
 /// What a member says of itself, opened and checked.
 #[derive(Clone, Debug)]
@@ -14,10 +21,63 @@ pub struct Member {
     pub keys: NodeKeys,
     /// Of its identity certificate.
     pub serial: u64,
-    pub attributes: Attributes,
+    /// Without what nobody asks for any more once it was read: there are thousands of members.
     pub body: NodeBody,
+    /// Everything that it announces.
+    pub announced: Box<[Announced]>,
     /// Sequence of the NODE that said so.
     pub seq: u64,
+}
+
+/// A prefix that a member announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    pub prefix: IpNet,
+    pub source: RouteSource,
+    /// Unix seconds of a claim, else 0.
+    pub since: u64,
+    /// The member's attributes allow it the prefix.
+    pub allowed: bool,
+}
+
+impl Member {
+    /// A member that says `body`, with the attributes that were found in it.
+    pub fn new(
+        keys: NodeKeys,
+        serial: u64,
+        attributes: &Attributes,
+        body: NodeBody,
+        seq: u64,
+    ) -> Self {
+        let announced = announced(attributes, &body);
+        let body = NodeBody {
+            attributes: None,
+            candidates: Vec::new(),
+            profile: None,
+            homes: Vec::new(),
+            os: String::new(),
+            arch: String::new(),
+            ..body
+        };
+        Self { keys, serial, body, announced, seq }
+    }
+}
+
+fn announced(attributes: &Attributes, body: &NodeBody) -> Box<[Announced]> {
+    let fixed = body.addresses.iter().map(|prefix| (prefix, RouteSource::Lsa, 0));
+    let claims = body.claims.iter().filter_map(|claim| {
+        let prefix = claim.prefix.as_ref()?;
+        Some((prefix, RouteSource::Claim, claim.since))
+    });
+    let exports = body.exports.iter().map(|prefix| (prefix, RouteSource::Lsa, 0));
+    let all = fixed.chain(claims).chain(exports).take(MAX_PREFIXES);
+    let announced = all.filter_map(|(prefix, source, since)| {
+        let (address, length) = Prefix::parse(prefix)?;
+        let net = IpNet::new(address, length).ok()?.trunc();
+        let allowed = allows(attributes, prefix);
+        Some(Announced { prefix: net, source, since, allowed })
+    });
+    announced.collect()
 }
 
 /// An advertised adjacency.
@@ -94,8 +154,18 @@ impl Topology {
         self.attached.get(&server).into_iter().flatten().copied()
     }
 
-    /// The cost that `from` advertises of its link with `to`.
-    pub fn cost(&self, from: NodeId, to: NodeId) -> Option<u32> {
-        self.edges(from).iter().find(|edge| edge.to == to).map(|edge| edge.cost_us)
+    /// The members that are attached to `server`, in their order, each with the cost that it advertises of its link there.
+    pub fn members_at(&self, server: NodeId) -> impl Iterator<Item = (NodeId, Option<u32>)> {
+        // All three have the order of nodes: one walk through each instead of searches for each of thousands.
+        let mut members = self.members.keys().peekable();
+        let mut edges = self.edges.iter().peekable();
+        self.attached(server).filter_map(move |node| {
+            while members.next_if(|member| **member < node).is_some() {}
+            members.next_if(|member| **member == node)?;
+            while edges.next_if(|(from, _)| **from < node).is_some() {}
+            let own = edges.next_if(|(from, _)| **from == node).into_iter();
+            let there = own.flat_map(|(_, edges)| edges).find(|edge| edge.to == server);
+            Some((node, there.map(|edge| edge.cost_us)))
+        })
     }
 }
