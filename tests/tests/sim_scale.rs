@@ -9,6 +9,10 @@ use tests::sim::{
     scenario,
 };
 
+/// The product's: a simulated network lives on small allocations, and what they take is what nodes take.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const NODES: usize = 1000;
 const WHOLE: usize = 100;
 

@@ -13,6 +13,10 @@ use tests::sim::{
     storm::{Storm, brew},
 };
 
+/// The product's: a simulated network lives on small allocations, and its time goes there.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Storms of an ordinary run.
 const STORMS: u64 = 200;
 const NODES: usize = 50;

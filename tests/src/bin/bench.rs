@@ -11,6 +11,10 @@ use tests::{
     lab::{self, Lab, delay},
 };
 
+/// The product's: a simulated network lives on small allocations, and what they take is what nodes take.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const AFTER: &str = "\
 Rows:
   tcp-1cpu cpu-1cpu tcp-2cpu   one TCP stream over UDP, and what a gigabyte costs
