@@ -94,10 +94,18 @@ struct Last {
     is_seen: bool,
 }
 
+/// A write that has not begun.
+#[derive(Debug)]
+struct Waiting {
+    write: Write,
+    /// There is no such object yet.
+    is_new: bool,
+}
+
 /// Decides what to write next.
 #[derive(Debug, Default)]
 pub struct Queue {
-    waiting: BTreeMap<ObjectKey, Write>,
+    waiting: BTreeMap<ObjectKey, Waiting>,
     running: BTreeSet<ObjectKey>,
     applied: BTreeMap<ObjectKey, Last>,
     failed: BTreeMap<ObjectKey, (Backoff, Instant)>,
@@ -118,13 +126,16 @@ impl Queue {
         for object in objects {
             let live = live(world, &object.key);
             if !self.is_as_applied(&object, live.as_ref(), now) {
-                self.waiting.insert(object.key.clone(), Write::Apply(object));
+                let is_new = live.is_none();
+                self.waiting
+                    .insert(object.key.clone(), Waiting { write: Write::Apply(object), is_new });
             }
         }
         for key in obsolete {
             if let Some(live) = live(world, &key) {
                 let uid = Some(live.mark.uid).filter(|uid| !uid.is_empty());
-                self.waiting.insert(key.clone(), Write::Delete { key, uid });
+                let write = Write::Delete { key: key.clone(), uid };
+                self.waiting.insert(key, Waiting { write, is_new: false });
             } else {
                 self.applied.remove(&key);
                 self.failed.remove(&key);
@@ -159,7 +170,8 @@ impl Queue {
         }
     }
 
-    /// The next thing to do, if something may be done now.
+    /// The next thing to do, if something may be done now. Of one kind what is missing goes first: somebody waits for it, while of
+    /// what is there the last word holds.
     pub fn poll_write(&mut self, now: Instant) -> Option<Write> {
         if self.running.len() >= AT_ONCE {
             return None;
@@ -167,9 +179,15 @@ impl Queue {
         let due = |key: &ObjectKey| {
             !self.running.contains(key) && self.failed.get(key).is_none_or(|(_, at)| *at <= now)
         };
-        let key = self.waiting.keys().find(|key| due(key)).cloned()?;
+        let mut all = self.waiting.iter().filter(|(key, _)| due(key));
+        let (first, waiting) = all.next()?;
+        let missing = || {
+            let mut alike = all.take_while(|(key, _)| key.target == first.target);
+            alike.find(|(_, waiting)| waiting.is_new).map(|(key, _)| key)
+        };
+        let key = if waiting.is_new { first } else { missing().unwrap_or(first) }.clone();
         self.running.insert(key.clone());
-        self.waiting.remove(&key)
+        self.waiting.remove(&key).map(|waiting| waiting.write)
     }
 
     /// When something that failed may be tried again.
@@ -203,7 +221,7 @@ impl Queue {
             self.failed.entry(key.clone()).or_insert_with(|| (Backoff::new(salt), now));
         let pause = backoff.failed();
         *at = now + pause;
-        self.waiting.entry(key).or_insert(write);
+        self.waiting.entry(key).or_insert(Waiting { write, is_new: false });
         pause
     }
 
@@ -232,7 +250,7 @@ pub async fn write(client: Client, write: &Write) -> Result<Written, Failure> {
     match write {
         Write::Apply(object) => {
             let params = PatchParams::apply(names::FIELD_MANAGER).force();
-            let patch = Patch::Apply(&object.body);
+            let patch = Patch::Apply(&*object.body);
             let live = api::within(api::WITHIN, objects.patch(&key.name, &params, &patch)).await?;
             let meta = &live.metadata;
             let mark = Mark {
@@ -364,7 +382,7 @@ mod tests {
 
     /// The world with the object in it as the API server has it.
     fn world(text: &str, version: &str) -> World {
-        let mut body = object(text).body;
+        let mut body = Value::clone(&object(text).body);
         body["metadata"]["uid"] = json!("1");
         let live = Live {
             uid: "1".to_owned(),
@@ -476,6 +494,23 @@ mod tests {
         queue.want(&world("x", "5"), |_| true, Vec::new(), obsolete, Instant::now());
         let write = queue.poll_write(Instant::now());
         assert_eq!(write, Some(Write::Delete { key, uid: Some("1".to_owned()) }));
+    }
+
+    #[test]
+    fn what_is_missing_is_made_before_what_is_there_is_changed() {
+        let mut queue = Queue::default();
+        let objects = ["a", "b", "c"].map(|name| {
+            let body = json!({"metadata": {"name": name}, "data": {"text": "new"}});
+            Object::new(Target::ConfigMap, "ns", name.to_owned(), body)
+        });
+        let (now, world) = (Instant::now(), world("old", "5"));
+
+        queue.want(&world, |_| true, objects.into(), BTreeSet::new(), now);
+        let order: Vec<String> = std::iter::from_fn(|| queue.poll_write(now))
+            .map(|write| write.key().name.clone())
+            .collect();
+
+        assert_eq!(order, ["b", "c", "a"]);
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl std::fmt::Display for MemberKey {
 pub struct Member {
     /// Grows with every change of `sidecar`.
     pub revision: u64,
-    pub sidecar: config::Sidecar,
+    pub sidecar: Arc<config::Sidecar>,
     pub attributes: Attributes,
     /// It is a member no more, and removes everything that it made on its host.
     pub retire: bool,

@@ -29,6 +29,8 @@ pub const DRAIN: Duration = Duration::from_secs(60);
 /// Claims less far apart count as made at once; clocks of clusters are not exact.
 const SENIORITY_S: i64 = 600;
 const BLOCK_LEN: u8 = 24;
+/// The first and the last address of a block are left out: some hosts take them for something else.
+const USABLE: u32 = 254;
 
 /// What is known.
 #[derive(Clone, Debug)]
@@ -98,7 +100,7 @@ pub struct Duplicate {
 pub fn allocate(known: &Known<'_>) -> Allocation {
     let mut allocation = Allocation::default();
     let foreign = foreign_blocks(known, &mut allocation);
-    let mut taken: BTreeMap<Ipv4Addr, &str> = BTreeMap::new();
+    let mut taken = Taken::default();
 
     let mut records: Vec<&Record> = known.records.iter().collect();
     records.sort_by(|a, b| (a.since, &a.owner, a.address).cmp(&(b.since, &b.owner, b.address)));
@@ -109,8 +111,8 @@ pub fn allocate(known: &Known<'_>) -> Allocation {
         if !(wanted || held) || !known.range.contains(&record.address) || foreign.contains(&block) {
             continue;
         }
-        if let Some(keeps) = taken.get(&record.address) {
-            let (keeps, renumbered) = ((*keeps).to_owned(), record.owner.clone());
+        if let Some(keeps) = taken.owner(record.address) {
+            let (keeps, renumbered) = (keeps.to_owned(), record.owner.clone());
             if keeps != renumbered && wanted {
                 let address = record.address;
                 allocation.duplicates.push(Duplicate { address, keeps, renumbered });
@@ -143,6 +145,33 @@ pub fn allocate(known: &Known<'_>) -> Allocation {
         allocation.addresses.insert(owner.clone(), address);
     }
     allocation
+}
+
+/// Addresses and who has them.
+#[derive(Debug, Default)]
+struct Taken<'a> {
+    owners: BTreeMap<Ipv4Addr, &'a str>,
+    /// Of each block how many of those that may be given.
+    counts: BTreeMap<Ipv4Net, u32>,
+}
+
+impl<'a> Taken<'a> {
+    fn insert(&mut self, address: Ipv4Addr, owner: &'a str) {
+        let block = block_of(address);
+        let place = u32::from(address) - u32::from(block.network());
+        let is_new = self.owners.insert(address, owner).is_none();
+        if is_new && (1..=USABLE).contains(&place) {
+            *self.counts.entry(block).or_default() += 1;
+        }
+    }
+
+    fn owner(&self, address: Ipv4Addr) -> Option<&'a str> {
+        self.owners.get(&address).copied()
+    }
+
+    fn is_full(&self, block: &Ipv4Net) -> bool {
+        self.counts.get(block) == Some(&USABLE)
+    }
 }
 
 /// The blocks that this cluster must not use; notes in `allocation` those that it lost.
@@ -193,16 +222,17 @@ fn free_address(
     owner: &str,
     known: &Known<'_>,
     own: &BTreeMap<Ipv4Net, i64>,
-    taken: &BTreeMap<Ipv4Addr, &str>,
+    taken: &Taken<'_>,
     foreign: &BTreeSet<Ipv4Net>,
 ) -> Option<Ipv4Addr> {
+    let start = u32::try_from(hash64(&["address", owner]) % u64::from(USABLE)).unwrap_or(0);
     let free_in = |block: &Ipv4Net| {
-        // The first and the last address of a block are left out: some hosts take them for something else.
-        let usable = 254;
-        let start = u32::try_from(hash64(&["address", owner]) % u64::from(usable)).unwrap_or(0);
-        (0..usable)
-            .map(|step| Ipv4Addr::from(u32::from(block.network()) + 1 + (start + step) % usable))
-            .find(|address| !taken.contains_key(address))
+        if taken.is_full(block) {
+            return None;
+        }
+        (0..USABLE)
+            .map(|step| Ipv4Addr::from(u32::from(block.network()) + 1 + (start + step) % USABLE))
+            .find(|address| taken.owner(*address).is_none())
     };
     // A block that is on its way out gets nobody new, though it may still be in use.
     let staying = own.keys().filter(|block| !foreign.contains(block));

@@ -24,6 +24,7 @@ pub mod join;
 pub mod lease;
 pub mod metrics;
 pub mod names;
+pub mod pace;
 pub mod plan;
 pub mod reconcile;
 pub mod records;

@@ -1,7 +1,7 @@
 //! What follows from the world: `plan(world, EasyNetwork) -> Desired`.
 //!
 //! A function of its [`Input`]: no clock, no chance, no I/O, so asking twice gives the same answer, byte for byte, in whatever order
-//! the world was learned. What is to be *applied* are [`Object`]s; what the feed delivers are [`feed::Member`]s; what people read is
+//! the world was learned. The [`Memo`] of the last answer makes the next one cheaper, and no other. What is to be *applied* are [`Object`]s; what the feed delivers are [`feed::Member`]s; what people read is
 //! the status. `apply`, `feed` and `status` carry it out and decide nothing.
 //!
 //! | room | says |
@@ -17,6 +17,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use crds::{EasyNetwork, EasyNetworkStatus, EasyPeerStatus};
@@ -40,6 +41,7 @@ pub mod seeds;
 pub mod status;
 
 use cni::Facts;
+pub use members::Memo;
 
 /// All that a plan depends on.
 #[derive(Clone, Copy, Debug)]
@@ -156,7 +158,7 @@ pub struct ObjectKey {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object {
     pub key: ObjectKey,
-    pub body: Value,
+    pub body: Arc<Value>,
     /// Of the body.
     pub hash: u64,
 }
@@ -166,12 +168,13 @@ impl Object {
         let hash = names::hash64(&[&body.to_string()]);
         // So that another operator, which does not remember having applied it, can see what it was applied from.
         body["metadata"]["annotations"][crate::apply::APPLIED] = json!(format!("{hash:016x}"));
-        Self { key: ObjectKey { target, namespace: namespace.to_owned(), name }, body, hash }
+        let key = ObjectKey { target, namespace: namespace.to_owned(), name };
+        Self { key, body: Arc::new(body), hash }
     }
 }
 
-/// Says what follows from `input`.
-pub fn plan(input: &Input<'_>) -> Desired {
+/// Says what follows from `input`; `memo` is that of the last plan of the same network, or a new one.
+pub fn plan(input: &Input<'_>, memo: &mut Memo) -> Desired {
     let mut desired = Desired::default();
     let common = config::Common::read(input.network);
     let rejection = match &common {
@@ -181,7 +184,7 @@ pub fn plan(input: &Input<'_>) -> Desired {
     let mut report = status::Findings::new(rejection);
     match (&common, input.credentials) {
         (Ok(common), Credentials::Ready { network }) if report.is_accepted() => {
-            members::plan(input, common, *network, &mut desired, &mut report);
+            members::plan(input, common, *network, memo, &mut desired, &mut report);
         }
         (Ok(_), Credentials::Absent) if report.is_accepted() => {
             desired.generate = true;

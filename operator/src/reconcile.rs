@@ -36,6 +36,7 @@ use crate::{
     index::World,
     metrics::Metrics,
     names,
+    pace::{News, Pace},
     plan::{
         self, Credentials, Desired, Install, Object, ObjectKey, Reported, Target, agents,
         cni::Facts,
@@ -45,12 +46,6 @@ use crate::{
     status::{self, Gate, Key, Status},
 };
 
-/// What is heard together is planned together.
-const PASS_DELAY: Duration = Duration::from_millis(20);
-/// Passes are at least this far apart.
-const PASS_PAUSE: Duration = Duration::from_millis(50);
-/// And so much longer than the last one took that planning takes a fifth of a core at most.
-const PASS_SHARE: u32 = 4;
 /// Even if nothing is heard: what depends on time is looked at again.
 const IDLE: Duration = Duration::from_secs(60);
 /// What was just written is believed before the watch says so.
@@ -118,7 +113,10 @@ struct State {
     reports: BTreeMap<MemberKey, Reported>,
     lost: BTreeMap<Ipv4Net, i64>,
     records: Records,
+    memo: plan::Memo,
     revoked_at: Option<i64>,
+    /// The generation that the last pass was about.
+    planned: Option<i64>,
     /// The generation of the change that was traced last.
     traced: Option<i64>,
     change: Option<Change>,
@@ -187,14 +185,13 @@ impl Reconciler {
         let world = inputs.world.borrow_and_update().clone();
         self.facts = facts::read(&self.client, &world, Facts::default()).await;
         self.facts_due = Instant::now() + FACTS;
-        let mut earliest = Instant::now();
-        let mut pass_at = Some(earliest);
+        let mut pace = Pace::new(Instant::now());
         loop {
             self.start_jobs();
             let now = Instant::now();
             let timers = [
-                pass_at,
-                self.next.map(|next| next.max(earliest)),
+                pace.poll_timeout(),
+                self.next.map(|next| pace.not_before(next)),
                 self.queue.poll_timeout(now),
                 self.gate.poll_timeout(now),
                 Some(self.facts_due),
@@ -225,8 +222,9 @@ impl Reconciler {
                 }
             };
             let now = Instant::now();
-            if is_dirty && pass_at.is_none() {
-                pass_at = Some(earliest.max(now + PASS_DELAY));
+            if is_dirty {
+                let is_edit = self.is_edited(&inputs.world.borrow());
+                pace.heard(if is_edit { News::Edit } else { News::Other }, now);
                 self.next = None;
             }
             if self.facts_due <= now {
@@ -236,16 +234,23 @@ impl Reconciler {
                 let read = async move { facts::read(&client, &world, before).await };
                 self.running.push(read.map(|facts| Done::Facts(Box::new(facts))).boxed());
             }
-            if pass_at.is_some_and(|at| at <= now) {
+            if pace.is_due(now) {
                 let world = inputs.world.borrow_and_update().clone();
                 let retire = *inputs.retire.borrow();
                 self.pass(&world, retire);
                 let took = now.elapsed();
                 self.metrics.passed(took);
-                pass_at = None;
-                earliest = now + PASS_PAUSE.max(took * PASS_SHARE);
+                pace.passed(now, took);
             }
         }
+    }
+
+    /// Whether somebody changed what is wanted since the last pass.
+    fn is_edited(&self, world: &World) -> bool {
+        world.networks.iter().any(|(name, network)| {
+            let state = self.networks.get(name);
+            state.is_none_or(|state| state.planned != network.metadata.generation)
+        })
     }
 
     /// Starts what may run now.
@@ -393,6 +398,7 @@ impl Reconciler {
         let mut objects = self.own_objects(&world);
         let mut obsolete = BTreeSet::new();
         let mut table = Table::default();
+        let mut planned = Vec::new();
         let mut next: Option<i64> = None;
 
         for (name, network) in &world.networks {
@@ -416,8 +422,9 @@ impl Reconciler {
                 retire,
                 now: unix,
             };
-            let mut desired = planning.in_scope(|| plan::plan(&input));
+            let mut desired = planning.in_scope(|| plan::plan(&input, &mut state.memo));
             state.carry_trace(&mut desired, now);
+            state.planned = network.metadata.generation;
             state.lost = std::mem::take(&mut desired.lost);
             objects.append(&mut desired.objects);
             obsolete.append(&mut desired.obsolete);
@@ -426,24 +433,32 @@ impl Reconciler {
                 state.secret_in_flight = true;
                 self.generate(name, network, unix);
             }
-            if let Some(part) = self.feed_part(name, &mut state, &desired, unix) {
+            forget_strangers(&mut state, &desired);
+            if let Some(part) = self.feed_part(name, &mut state, &mut desired, unix) {
                 table.networks.insert(name.clone(), part);
             }
-            forget_strangers(&mut state, &desired);
             self.networks.insert(name.clone(), state);
+            planned.push((name, network, desired));
+        }
+        self.departing(&world, &mut table, now);
+        table.whole = names_of_networks(&world).all(|network| table.networks.contains_key(network));
+        let all_retired = retire && self.all_retired(&world, &table, now);
+        // Before all else: thousands of sessions go on with it while this task sees to what people read.
+        self.publish(table);
+
+        for (name, network, desired) in planned {
             if !self.offer_status(name, network, &world, desired, now) {
                 // Asked again when some of those that wait were written.
                 next = Some(next.map_or(unix + 5, |next| next.min(unix + 5)));
             }
         }
         self.offer_malformed(&world, unix, now);
-        self.departing(&world, &mut table, now);
         if self.farewell.values().any(|since| now < *since + CLEAN_UP) {
             next = Some(next.map_or(unix + 2, |next| next.min(unix + 2)));
         }
         obsolete.extend(self.orphans(&world, now));
 
-        if retire && self.all_retired(&world, &table, now) {
+        if all_retired {
             objects.retain(|object| object.key.target == Target::EndpointSlice);
             obsolete.extend(everything(&world));
         } else if retire {
@@ -458,7 +473,13 @@ impl Reconciler {
             Key::Network(name) => !world.networks.contains_key(name),
             Key::Peer(name) => !world.peers.contains_key(name),
         });
-        table.whole = names_of_networks(&world).all(|network| table.networks.contains_key(network));
+        self.next = next.map(|at| {
+            now + Duration::from_secs(u64::try_from(at.saturating_sub(unix)).unwrap_or_default())
+        });
+    }
+
+    /// Lets the sessions of the feed see what members shall have, if that is news.
+    fn publish(&self, table: Table) {
         self.metrics.table(&table);
         self.table.send_if_modified(|before| {
             let changed = !same(before, &table);
@@ -466,9 +487,6 @@ impl Reconciler {
                 *before = Arc::new(table);
             }
             changed
-        });
-        self.next = next.map(|at| {
-            now + Duration::from_secs(u64::try_from(at.saturating_sub(unix)).unwrap_or_default())
         });
     }
 
@@ -593,7 +611,7 @@ impl Reconciler {
         &mut self,
         name: &str,
         state: &mut State,
-        desired: &Desired,
+        desired: &mut Desired,
         unix: i64,
     ) -> Option<feed::Network> {
         let Some((version, Ok(keys))) = &state.keys else { return None };
@@ -639,7 +657,7 @@ impl Reconciler {
         Some(feed::Network {
             issuer: keys.issuer.clone(),
             epochs: if keys.is_typed { Vec::new() } else { records::epochs(current) },
-            members: desired.members.clone(),
+            members: std::mem::take(&mut desired.members),
             records: state.records.all(&keys.issuer, &desired.claim, now, &mut self.rng),
         })
     }

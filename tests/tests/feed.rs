@@ -57,13 +57,14 @@ fn member(number: usize, revision: u64) -> Member {
     let low = u16::try_from(number + 1).unwrap().to_be_bytes();
     Member {
         revision,
-        sidecar: serde_json::from_value(serde_json::json!({
+        sidecar: Arc::new(
+            serde_json::from_value(serde_json::json!({
             "network": {"name": NETWORK},
             "node": {"hostname": format!("node-{number}"), "ipv4": format!("100.112.{}.{}/16", low[0], low[1])},
             "exports": [{"cidr": format!("10.{}.{}.0/24", low[0], low[1])}],
             "peers": (0..6).map(|seed| format!("udp://192.0.2.{seed}:11010")).collect::<Vec<_>>(),
         }))
-        .unwrap(),
+        .unwrap()),
         attributes: Attributes {
             addresses: vec![IpAddr::V4(Ipv4Addr::new(100, 112, low[0], low[1]))],
             prefixes: vec![format!("10.{}.{}.0/24", low[0], low[1]).parse().unwrap()],

@@ -77,7 +77,7 @@ fn table(plan: &Plan, keys: &BTreeMap<String, NodeKeys>) -> Table {
         });
         let member = Member {
             revision: planned.revision,
-            sidecar: serde_json::from_value(sidecar).unwrap(),
+            sidecar: Arc::new(serde_json::from_value(sidecar).unwrap()),
             attributes: Attributes {
                 addresses: vec![planned.address.parse::<IpAddr>().unwrap()],
                 prefixes: planned.exports.iter().map(|cidr| cidr.parse().unwrap()).collect(),

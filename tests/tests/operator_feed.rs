@@ -207,7 +207,7 @@ async fn an_agent_is_configured_by_its_token_alone() {
     let key = MemberKey::Node("n1".to_owned());
     let member = Member {
         revision: 3,
-        sidecar: config::Sidecar::default(),
+        sidecar: Arc::default(),
         attributes: Attributes::default(),
         retire: false,
         traceparent: String::new(),

@@ -209,7 +209,7 @@ mod tests {
     fn table() -> Table {
         let member = Member {
             revision: 7,
-            sidecar: config::Sidecar::default(),
+            sidecar: Arc::default(),
             attributes: Attributes {
                 addresses: vec!["100.112.0.7".parse().unwrap()],
                 prefixes: vec!["10.42.7.0/24".parse().unwrap()],

@@ -13,7 +13,7 @@ use super::{Unusable, ranges};
 use crate::names;
 
 /// What all sidecars of a network have in common: the spec, read once and checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
     pub name: String,
     pub cluster: String,
@@ -28,7 +28,7 @@ pub struct Common {
 }
 
 /// What is one member's own.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Own {
     pub hostname: String,
     pub ipv4: Option<std::net::Ipv4Addr>,

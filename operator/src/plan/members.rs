@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -33,6 +33,44 @@ use crate::{
     ipam, names,
 };
 
+/// What the last plan made of each member and of what, since of thousands hardly any is another in the next one.
+#[derive(Debug, Default)]
+pub struct Memo {
+    shared: Option<Shared>,
+    made: BTreeMap<MemberKey, Made>,
+}
+
+/// What goes into all members' objects and configurations.
+#[derive(Debug, PartialEq)]
+struct Shared {
+    /// The EasyNetwork's.
+    uid: Option<String>,
+    network: NetworkId,
+    common: Common,
+    protected: Vec<IpNet>,
+    exempt: Vec<IpNet>,
+}
+
+/// What was made of one member.
+#[derive(Debug)]
+struct Made {
+    recorded: Recorded,
+    object: Object,
+    /// Once it was told something.
+    told: Option<(Own, Member)>,
+}
+
+/// What of a member its EasyPeer is made of.
+#[derive(Debug, PartialEq)]
+struct Recorded {
+    keys: Option<NodeKeys>,
+    ipv4: Option<Ipv4Addr>,
+    exports: Vec<Export>,
+    /// The UID of its node, and the name of its pod's node.
+    node: Option<String>,
+    placed: Option<String>,
+}
+
 /// Who is, or shall be, a member.
 struct Candidate {
     key: MemberKey,
@@ -47,6 +85,7 @@ pub(super) fn plan(
     input: &Input<'_>,
     common: &Common,
     network_id: NetworkId,
+    memo: &mut Memo,
     desired: &mut Desired,
     findings: &mut status::Findings,
 ) {
@@ -84,6 +123,22 @@ pub(super) fn plan(
     let reachable = reachable(input, &name);
     let hashes: Vec<u64> = reachable.iter().map(|seed| seed.hash).collect();
     let mut exported: BTreeSet<IpNet> = BTreeSet::new();
+    let shared = Shared {
+        uid: input.network.uid(),
+        network: network_id,
+        common: common.clone(),
+        protected,
+        exempt,
+    };
+    let mut before = std::mem::take(&mut memo.made);
+    match &memo.shared {
+        Some(last) if *last == shared => {}
+        // The EasyPeers are what they were.
+        Some(last) if last.uid == shared.uid && last.network == network_id => {
+            before.values_mut().for_each(|made| made.told = None);
+        }
+        Some(_) | None => before.clear(),
+    }
 
     for candidate in &candidates {
         let known = input.world.peers.get(&candidate.peer);
@@ -97,37 +152,53 @@ pub(super) fn plan(
         };
         exported.extend(exports.iter().map(Export::announced));
         let address = allocation.addresses.get(&candidate.peer).copied();
-        let object =
-            peer_object(input, candidate, keys, address.map(IpAddr::V4), ipv6, &exports, None);
-        desired.objects.push(object);
-
-        // Only what stands in an EasyPeer is told to anybody.
-        let recorded = known.is_some_and(|peer| {
-            address.is_none() || peer.spec.ipv4 == address.map(|address| address.to_string())
-        });
-        if !recorded {
-            continue;
-        }
-        let chosen = seeds::choose(seeds::hash(&candidate.peer), &hashes);
-        let own = Own {
-            hostname: hostname(candidate, &common.cluster),
+        let recorded = Recorded {
+            keys,
             ipv4: address,
             exports: exports.clone(),
-            seeds: chosen.into_iter().map(|index| reachable[index].url(common.port)).collect(),
-            listens: matches!(candidate.key, MemberKey::Node(_)),
+            node: candidate.node.as_ref().map(|node| node.uid.clone()),
+            placed: candidate.pod.as_ref().map(|pod| pod.node.clone()),
         };
-        let sidecar = common.sidecar(&own, &protected, &exempt);
-        let attributes = Attributes {
-            addresses: address.map(IpAddr::V4).into_iter().collect(),
-            prefixes: exports.iter().map(Export::announced).collect(),
-            hostname: own.hostname,
-            groups: Vec::new(),
+        let last = before.remove(&candidate.key);
+        let (object, told) = match last {
+            Some(last) if last.recorded == recorded => (last.object, last.told),
+            last => {
+                let ipv4 = address.map(IpAddr::V4);
+                let object = peer_object(input, candidate, keys, ipv4, ipv6, &exports, None);
+                (object, last.and_then(|last| last.told))
+            }
         };
-        let revision = revision(&sidecar, &attributes);
-        let retire = input.retire;
-        let member = Member { revision, sidecar, attributes, retire, traceparent: String::new() };
-        desired.members.insert(candidate.key.clone(), member);
+        desired.objects.push(object.clone());
+
+        // Only what stands in an EasyPeer is told to anybody.
+        let is_recorded = known.is_some_and(|peer| {
+            address.is_none() || peer.spec.ipv4 == address.map(|address| address.to_string())
+        });
+        let told = if is_recorded {
+            let chosen = seeds::choose(seeds::hash(&candidate.peer), &hashes);
+            let own = Own {
+                hostname: hostname(candidate, &common.cluster),
+                ipv4: address,
+                exports,
+                seeds: chosen.into_iter().map(|index| reachable[index].url(common.port)).collect(),
+                listens: matches!(candidate.key, MemberKey::Node(_)),
+            };
+            let (own, member) = match told {
+                Some(told) if told.0 == own => told,
+                Some(_) | None => {
+                    let member = told_to(&own, &shared);
+                    (own, member)
+                }
+            };
+            let member_now = Member { retire: input.retire, ..member.clone() };
+            desired.members.insert(candidate.key.clone(), member_now);
+            Some((own, member))
+        } else {
+            told
+        };
+        memo.made.insert(candidate.key.clone(), Made { recorded, object, told });
     }
+    memo.shared = Some(shared);
 
     objects(input, desired);
     departed(input, &wanted, desired);
@@ -135,6 +206,20 @@ pub(super) fn plan(
     findings.allocated(common, &allocation);
     findings.exported(exported);
     findings.overlaps(common, &local, &foreign);
+}
+
+/// What a member is told.
+fn told_to(own: &Own, shared: &Shared) -> Member {
+    let sidecar = shared.common.sidecar(own, &shared.protected, &shared.exempt);
+    let attributes = Attributes {
+        addresses: own.ipv4.map(IpAddr::V4).into_iter().collect(),
+        prefixes: own.exports.iter().map(Export::announced).collect(),
+        hostname: own.hostname.clone(),
+        groups: Vec::new(),
+    };
+    let revision = revision(&sidecar, &attributes);
+    let sidecar = Arc::new(sidecar);
+    Member { revision, sidecar, attributes, retire: false, traceparent: String::new() }
 }
 
 fn objects(input: &Input<'_>, desired: &mut Desired) {
@@ -198,7 +283,7 @@ fn last_configuration(
     if !input.world.nodes.contains_key(node) {
         return None;
     }
-    let sidecar = ::config::Sidecar::default();
+    let sidecar = Arc::new(::config::Sidecar::default());
     let address = peer.spec.ipv4.as_ref().and_then(|address| address.parse().ok());
     let attributes = Attributes {
         addresses: address.into_iter().collect(),

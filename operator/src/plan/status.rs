@@ -4,7 +4,7 @@
 //! time of a transition changes with the status alone. Reasons are a closed list ([`Reason`]); a message names the object and what to
 //! do. Nothing here changes only because time passes, so a status that is written does not call for the next one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crds::{
     ConditionType, EasyNetworkStatus, EasyPeerStatus,
@@ -624,6 +624,7 @@ impl Members {
             is_hearing: false,
         };
         let name = input.network.name_any();
+        let troubles = troubles(input, &name);
         for node in input.world.nodes.values().filter(|node| agents::selects(input.network, node)) {
             members.agents.desired += 1;
             let key = MemberKey::Node(node.name.clone());
@@ -654,7 +655,8 @@ impl Members {
                 }
             };
             members.agents.ready += u32::from(ready);
-            let problem = problem(input, &name, &node.name, reported, member.map(|m| m.revision));
+            let trouble = troubles.get(node.name.as_str()).copied();
+            let problem = problem(reported, member.map(|m| m.revision), trouble);
             if let Some((reason, text)) = problem {
                 members.problems.push(Problem { node: node.name.clone(), reason, text });
             } else if !updated && node.ready {
@@ -831,13 +833,22 @@ fn state(reported: &Reported) -> PeerState {
     }
 }
 
+/// Why pods of agents do not run, reason and message, by node.
+fn troubles<'a>(input: &Input<'a>, network: &str) -> BTreeMap<&'a str, &'a (String, String)> {
+    let mut troubles = BTreeMap::new();
+    for pod in input.world.agents.values().filter(|pod| pod.network == network) {
+        if let Some(trouble) = &pod.trouble {
+            troubles.entry(pod.node.as_str()).or_insert(trouble);
+        }
+    }
+    troubles
+}
+
 /// What keeps a node's agent from running what it should, if anything is known.
 fn problem(
-    input: &Input<'_>,
-    network: &str,
-    node: &str,
     reported: Option<&Reported>,
     revision: Option<u64>,
+    trouble: Option<&(String, String)>,
 ) -> Option<(Reason, String)> {
     if let Some(reported) = reported.filter(|reported| reported.online) {
         if let Some((failed, error)) = &reported.failed
@@ -854,8 +865,7 @@ fn problem(
             wrong.find_map(|condition| Some((host_problem(&condition.kind)?, condition)))?;
         return Some((reason, wrong.message.clone()));
     }
-    let pods = input.world.agents.values().filter(|pod| pod.network == network && pod.node == node);
-    let (reason, message) = pods.filter_map(|pod| pod.trouble.as_ref()).next()?;
+    let (reason, message) = trouble?;
     let message = if message.is_empty() { String::new() } else { format!(": {message}") };
     Some((Reason::AgentNotRunning, format!("the agent's pod does not run, {reason}{message}")))
 }

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use session::issuer::Issuer;
 use wire::id::{DhKey, SignKey};
@@ -19,6 +19,7 @@ struct Cluster {
     hearing_since: i64,
     retire: bool,
     now: i64,
+    memo: RefCell<Memo>,
 }
 
 impl Cluster {
@@ -33,6 +34,7 @@ impl Cluster {
             hearing_since: NOW - 1000,
             retire: false,
             now: NOW,
+            memo: RefCell::default(),
         };
         let feed = FeedService {
             uid: "feed-uid".to_owned(),
@@ -63,9 +65,10 @@ impl Cluster {
         self.index.apply(Change::Nodes(Delta::Put(node.name.clone(), Ok(Arc::new(node)))));
     }
 
+    /// What follows, the same whether or not one remembers the last answer.
     fn plan(&self) -> Desired {
         let install = install();
-        plan(&Input {
+        let input = Input {
             world: self.index.world(),
             network: &self.network,
             install: &install,
@@ -76,7 +79,12 @@ impl Cluster {
             hearing_since: self.hearing_since,
             retire: self.retire,
             now: self.now,
-        })
+        };
+        let anew = plan(&input, &mut Memo::default());
+        let again = plan(&input, &mut self.memo.borrow_mut());
+        assert_eq!(anew.objects, again.objects);
+        assert_eq!(anew.members, again.members);
+        again
     }
 
     /// The API server took what was planned, statuses included.
@@ -86,7 +94,8 @@ impl Cluster {
             if object.key.target != Target::Peer {
                 continue;
             }
-            let mut peer: crds::EasyPeer = serde_json::from_value(object.body.clone()).unwrap();
+            let mut peer: crds::EasyPeer =
+                serde_json::from_value(Value::clone(&object.body)).unwrap();
             let known = self.index.world().peers.get(&object.key.name);
             let created = known
                 .and_then(|known| known.creation_timestamp())
@@ -143,7 +152,7 @@ fn objects_of_a_small_cluster() {
     cluster.converge();
     let mut shown = String::new();
     for object in cluster.plan().objects {
-        shown.push_str(&serde_json::to_string_pretty(&object.body).unwrap());
+        shown.push_str(&serde_json::to_string_pretty(&*object.body).unwrap());
         shown.push('\n');
     }
     let install = install();
@@ -153,7 +162,7 @@ fn objects_of_a_small_cluster() {
         &feed,
         "10.244.0.9".parse().unwrap(),
     )]) {
-        shown.push_str(&serde_json::to_string_pretty(&object.body).unwrap());
+        shown.push_str(&serde_json::to_string_pretty(&*object.body).unwrap());
         shown.push('\n');
     }
 
