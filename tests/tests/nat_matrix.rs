@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::{net::UdpSocket, time::Duration};
 
-use tests::lab::{Host, Lab, Nat, Node, node};
+use tests::lab::{Host, Lab, Nat, Node, Site, inside, node};
 
 /// Brings two nodes up behind two NATs and sends a few packets; whether they ended up direct.
 fn meet(left: Nat, right: Nat) -> bool {
@@ -34,10 +34,53 @@ fn become_direct(mut lab: Lab, relay: Host, [host_a, host_b]: [Host; 2], what: &
     false
 }
 
-/// Its INPUT chain accepts, so that a peer's packet may take the mapping away first: direct or not, it has to stay usable.
+/// Its INPUT chain accepts, so that a packet of the peer's that comes first takes the mapping away. Here one does.
 #[test]
-fn nat_leaky_x_port_restricted_stays_usable() {
-    meet(Nat::Leaky, Nat::PortRestricted);
+fn nat_leaky_x_port_restricted_goes_direct_at_the_second_attempt_when_the_first_was_poisoned() {
+    let mut lab = Lab::new();
+    let relay = lab.public_host("relay");
+    let (mut site_a, mut site_b) =
+        (lab.site("ra", Nat::Leaky), lab.site("rb", Nat::PortRestricted));
+    let (host_a, host_b) = (lab.host(&mut site_a, "a"), lab.host(&mut site_b, "b"));
+    let (_server, url) = node::server(&mut lab, &relay, "server", "");
+    let a = Node::start(&lab, &host_a, "a", &[&url], "");
+    let b = Node::start(&lab, &host_b, "b", &[&url], "");
+    for node in [&a, &b] {
+        node.wait("ready", Duration::from_secs(15));
+        node.wait("peers=1", Duration::from_secs(15));
+    }
+    let target = b.ipv4();
+    poison(&site_a, &site_b);
+
+    let mut outcomes = Vec::new();
+    while !outcomes.contains(&"direct".into()) {
+        assert!(outcomes.len() < 2, "{outcomes:?}\n{}", a.log());
+        let ping = host_a.ping(&target, 10, Duration::from_millis(50));
+        assert!(ping.lost() <= 2, "{} of 10 lost\n{}", ping.lost(), a.log());
+        let ended = a.events("punch_ended");
+        outcomes = ended.iter().map(|event| event["fields"]["outcome"].clone()).collect();
+    }
+
+    assert_eq!(outcomes, ["relayed", "direct"]);
+    assert_eq!(a.peer("b")["state"], "direct");
+    let gbps = host_a.iperf(&host_b, &target, 2, "");
+    assert!(gbps > 0.1, "runs of datagrams go over the new socket too: {gbps} Gbit/s");
+    assert_eq!(a.peer("b")["state"], "direct");
+}
+
+/// A packet as from the second site's usual port reaches the first site's, before any of its own has gone there.
+fn poison(leaky: &Site, other: &Site) {
+    let from = (other.router.address.clone(), 11_010);
+    let to = (leaky.router.address.clone(), 11_010);
+    // It must leave no trace where it comes from.
+    other.router.run("nft 'add table ip raw; add chain ip raw output { type filter hook output priority -300; }; add rule ip raw output udp sport 11010 notrack'");
+    inside(&other.router, || {
+        let socket = UdpSocket::bind(from).unwrap();
+        socket.send_to(b"early", to).unwrap();
+    });
+    let tracked = leaky.router.run("conntrack -L -p udp");
+    let early = format!("src={} dst={} sport=11010", other.router.address, leaky.router.address);
+    assert!(tracked.contains(&early), "{tracked}");
 }
 
 /// The provider translates once more.

@@ -54,7 +54,7 @@ use crate::{
     nat::{Discovery, Family},
     path::{Way, addr::Hop},
     peer::Peer,
-    punch::Coordinator,
+    punch::{Coordinator, port::Ports},
     routing::{
         flood::Flood,
         issued::Issued,
@@ -90,6 +90,7 @@ pub enum Wake {
     Link(NodeId),
     Nat,
     Punch,
+    Ports,
     Flood,
     Sync,
     NodeLsa,
@@ -147,6 +148,7 @@ pub struct Engine {
 
     nat: Discovery,
     punch: Coordinator,
+    ports: Ports,
     endpoints_revision: u64,
 
     entries: Arc<BTreeMap<NodeId, Arc<PeerEntry>>>,
@@ -233,6 +235,7 @@ impl Engine {
             left: false,
             nat: Discovery::default(),
             punch: Coordinator::new(me, now),
+            ports: Ports::default(),
             endpoints_revision: 0,
             entries: Arc::default(),
             sessions: Arc::default(),
@@ -275,6 +278,7 @@ impl Engine {
             Input::Outbound { packet, peer } => self.on_outbound(packet, peer, now),
             Input::Active { peer } => self.on_active(peer, now),
             Input::Sockets(sockets) => self.on_sockets(sockets, now),
+            Input::SocketOpened { open, socket } => self.on_socket_opened(open, socket, now),
             Input::Underlay(interfaces) => {
                 self.nat.set_interfaces(&interfaces, now);
                 let connected: Vec<IpNet> =
@@ -325,6 +329,7 @@ impl Engine {
                 Wake::Link(peer) => self.on_link_timeout(peer, now),
                 Wake::Nat => self.on_nat_timeout(now),
                 Wake::Punch => self.punch.handle_timeout(&mut self.rng, now),
+                Wake::Ports => self.ports.handle_timeout(now),
                 Wake::Flood => self.flood.handle_timeout(&self.lsdb, now),
                 Wake::Sync => {
                     let neighbours: Vec<NodeId> = self.flood.neighbours().collect();
@@ -374,6 +379,9 @@ impl Engine {
             while let Some(output) = self.punch.poll_output() {
                 self.on_punch_output(output, now);
             }
+            while let Some(output) = self.ports.poll_output() {
+                self.on_port_output(output, now);
+            }
             if before == (self.transmits.len(), self.events.len()) {
                 break;
             }
@@ -384,6 +392,7 @@ impl Engine {
     fn arm(&mut self) {
         self.timers.set(Wake::Nat, self.nat.poll_timeout());
         self.timers.set(Wake::Punch, self.punch.poll_timeout());
+        self.timers.set(Wake::Ports, self.ports.poll_timeout());
         self.timers.set(Wake::Flood, self.flood.poll_timeout());
         self.timers.set(Wake::Sync, self.sync.poll_timeout().filter(|_| !self.links.is_empty()));
         self.timers.set(Wake::NodeLsa, self.node_lsa.poll_timeout());
@@ -521,10 +530,7 @@ impl Engine {
     /// The main UDP socket of the address' family.
     fn socket_for(&self, addr: SocketAddr) -> Option<Socket> {
         let family = Family::of(addr.ip());
-        self.sockets
-            .iter()
-            .find(|socket| !socket.ephemeral && Family::of(socket.local.ip()) == family)
-            .copied()
+        self.sockets.iter().find(|socket| Family::of(socket.local.ip()) == family).copied()
     }
 
     fn udp_way(&self, addr: SocketAddr) -> Option<Way> {

@@ -25,8 +25,10 @@ pub enum Input<'a> {
     Outbound { packet: &'a [u8], peer: NodeId },
     /// Traffic with a peer that was quiet began.
     Active { peer: NodeId },
-    /// The UDP sockets there are.
+    /// The UDP sockets there are, but for those that the engine asked for.
     Sockets(Vec<Socket>),
+    /// What became of a wish for a socket, by its number; none if there is no descriptor or port left.
+    SocketOpened { open: u32, socket: Option<Socket> },
     /// The addresses of the host where the underlay may run, after a change of them.
     Underlay(Vec<Interface>),
     /// Networks of the host where the underlay does not run: of containers, pods, other tunnels. Not imported.
@@ -53,8 +55,6 @@ pub struct Socket {
     pub id: SocketId,
     /// Where it is bound; the family counts, the address is usually unspecified.
     pub local: SocketAddr,
-    /// Made for one punch attempt.
-    pub ephemeral: bool,
 }
 
 /// An interface of the host that may carry the underlay.
@@ -94,10 +94,12 @@ pub enum Event {
     /// This connection belongs to an authenticated peer; it may stay.
     Authenticated(TunnelId),
     CloseTunnel(TunnelId),
-    /// Make a UDP socket with a port of its own, and say so in `Sockets`.
+    /// Make an IPv4 socket with a port of its own, for one attempt or test; answered by `SocketOpened` with the same
+    /// number.
     OpenSocket {
-        remote: SocketAddr,
+        open: u32,
     },
+    /// Close one that was made so.
     CloseSocket(SocketId),
     /// An answer to a ping.
     Pong {

@@ -39,6 +39,10 @@ const MAX_TARGETS: usize = 6;
 const MISMATCHES: u8 = 3;
 /// A doubted result is not asked for again within this.
 const DOUBT: Duration = Duration::from_secs(5);
+/// Servers that are asked about a socket for one attempt: one might lose the question.
+const ASKED_AT_ONCE: usize = 2;
+/// Addresses of such a socket that are told.
+pub(crate) const MAX_FRESH: usize = 4;
 /// Largest step between two ports that still looks sequential.
 const SEQUENTIAL: u16 = 16;
 
@@ -63,8 +67,9 @@ pub struct Ask {
     pub bytes: Vec<u8>,
 }
 
+/// A question that is said again until it is answered, or often enough.
 #[derive(Clone, Debug)]
-struct Test {
+pub(crate) struct Question {
     to: SocketAddr,
     transaction: TransactionId,
     tries: usize,
@@ -76,7 +81,7 @@ struct Test {
 struct Round {
     socket: SocketId,
     port: u16,
-    tests: Vec<Test>,
+    tests: Vec<Question>,
     next: Option<Instant>,
     retry: Duration,
     results: Vec<(SocketAddr, SocketAddr)>,
@@ -194,19 +199,10 @@ impl Discovery {
                 round.next = None;
                 let targets =
                     servers.iter().filter(|addr| Family::of(addr.ip()) == family).take(MAX_TARGETS);
-                round.tests = targets.map(|&to| Test::new(to, rng, now)).collect();
+                round.tests = targets.map(|&to| Question::new(to, rng, now)).collect();
             }
             for test in &mut round.tests {
-                if test.due.is_none_or(|due| now < due) {
-                    continue;
-                }
-                let wait = RETRANSMIT.get(test.tries).copied();
-                test.tries += 1;
-                test.due = wait.map(|wait| now + wait);
-                if wait.is_some() {
-                    let bytes = stun::request(test.transaction, Change::default());
-                    asks.push(Ask { socket: round.socket, to: test.to, bytes });
-                }
+                asks.extend(test.poll_ask(round.socket, now));
             }
             if !round.tests.is_empty() && round.tests.iter().all(|test| test.due.is_none()) {
                 round.finish(now);
@@ -224,14 +220,11 @@ impl Discovery {
         let mut other = None;
         let mut known = false;
         for round in self.rounds.values_mut() {
-            let Some(test) =
-                round.tests.iter_mut().find(|test| test.transaction == message.transaction)
-            else {
+            let Some(test) = round.tests.iter_mut().find(|test| test.is_of(message)) else {
                 continue;
             };
             known = true;
-            test.due = None;
-            test.mapped = message.mapped;
+            test.take(message);
             other = message.other;
             if round.results.is_empty()
                 && let Some(mapped) = message.mapped
@@ -305,6 +298,32 @@ impl Discovery {
         candidates.filter(|candidate| seen.insert(candidate.addr)).take(MAX_CANDIDATES).collect()
     }
 
+    /// Whether a NAT is before us over IPv4, or one may be; a port of its own does nothing for whoever has none.
+    pub fn is_translated(&self) -> bool {
+        let round = self.rounds.get(&Family::V4);
+        round.is_some_and(|round| round.mapping(self.is_local(round)) != Behaviour::None)
+    }
+
+    /// IPv4 servers that answered lately, to be asked where another socket than the usual one is seen.
+    pub fn nearest(&self) -> impl Iterator<Item = SocketAddr> {
+        let answered = self.rounds.get(&Family::V4).into_iter().flat_map(|round| &round.results);
+        answered.map(|(server, _)| *server).take(ASKED_AT_ONCE)
+    }
+
+    /// Where peers may try another IPv4 socket than the usual one, with this port and seen there.
+    pub fn candidates_of(&self, port: u16, mapped: Option<SocketAddr>) -> Vec<Candidate> {
+        let nets = self.interfaces.iter().flat_map(|interface| &interface.addresses);
+        let hosts = nets
+            .map(|net| net.addr())
+            .filter(|ip| ip.is_ipv4() && useful(*ip))
+            .map(|ip| (CandidateKind::Host, SocketAddr::new(ip, port)));
+        let reflexive = mapped.into_iter().map(|addr| (CandidateKind::Reflexive, addr));
+        let all = reflexive.chain(hosts.filter(|(_, addr)| Some(*addr) != mapped));
+        all.map(|(kind, addr)| Candidate { kind, transport: Transport::Udp, addr })
+            .take(MAX_FRESH)
+            .collect()
+    }
+
     /// External addresses without ports, to tell whether a peer is behind the same NAT.
     pub fn external(&self) -> BTreeSet<IpAddr> {
         self.rounds
@@ -324,11 +343,41 @@ impl Discovery {
     }
 }
 
-impl Test {
-    fn new(to: SocketAddr, rng: &mut ChaCha12Rng, now: Instant) -> Self {
+impl Question {
+    pub(crate) fn new(to: SocketAddr, rng: &mut ChaCha12Rng, now: Instant) -> Self {
         let mut transaction = [0; 12];
         rng.fill_bytes(&mut transaction);
         Self { to, transaction: TransactionId(transaction), tries: 0, due: Some(now), mapped: None }
+    }
+
+    /// When it is said again, or is over; nothing once it is.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Where the server saw it come from.
+    pub(crate) fn mapped(&self) -> Option<SocketAddr> {
+        self.mapped
+    }
+
+    /// Says it, out of `socket`, if it is due.
+    pub(crate) fn poll_ask(&mut self, socket: SocketId, now: Instant) -> Option<Ask> {
+        self.due.filter(|due| *due <= now)?;
+        let wait = RETRANSMIT.get(self.tries).copied();
+        self.tries += 1;
+        self.due = wait.map(|wait| now + wait);
+        wait?;
+        let bytes = stun::request(self.transaction, Change::default());
+        Some(Ask { socket, to: self.to, bytes })
+    }
+
+    pub(crate) fn is_of(&self, message: &Message<'_>) -> bool {
+        self.transaction == message.transaction
+    }
+
+    pub(crate) fn take(&mut self, message: &Message<'_>) {
+        self.due = None;
+        self.mapped = message.mapped;
     }
 }
 

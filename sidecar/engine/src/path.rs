@@ -340,9 +340,14 @@ impl Agent {
 
     /// Registers a probe that the caller sends by itself, on a punch plan's schedule.
     pub fn probe(&mut self, way: Way, now: Instant) -> u64 {
+        let is_new = !self.paths.contains_key(&way);
         self.add(way, now);
         if let Some(path) = self.paths.get_mut(&way) {
             path.probes += 1;
+            if is_new {
+                // This one is the first.
+                path.next_probe = now + FIRST_SPACING;
+            }
         }
         self.expect(way, 0, now)
     }

@@ -5,6 +5,7 @@
 //! function of both profiles. An attempt that fails is repeated with back-off for as long as there is traffic.
 
 pub mod plan;
+pub mod port;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -19,7 +20,7 @@ use wire::{
 };
 
 use self::plan::{Plan, Strategy};
-use crate::nat::useful;
+use crate::{nat::useful, path::addr::SocketId};
 
 /// Waits between attempts with one peer, each give or take a fifth.
 const BACK_OFF: [Duration; 7] = [
@@ -31,6 +32,11 @@ const BACK_OFF: [Duration; 7] = [
     Duration::from_secs(300),
     Duration::from_secs(900),
 ];
+/// Openers go out so long before T0, with this time to live. The first dies on its way through the providers; when the
+/// second goes, which gets through two NATs of our own, the other side's is open too.
+const OPENERS: [(u64, u8); 2] = [(100, 2), (50, 4)];
+/// T0 is so much later where there are openers.
+const OPENED_WITHIN: Duration = Duration::from_millis(100);
 /// When probes go out after T0.
 const SCHEDULE_MS: [u64; 8] = [0, 20, 40, 80, 160, 320, 640, 1000];
 /// Until then neighbours try their LAN alone.
@@ -47,15 +53,18 @@ const HOURLY: u32 = 20_000;
 /// What the engine is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Send a probe to this address of the peer.
+    /// Send a probe to this address of the peer, out of this socket or else the usual one. One with a time to live of its
+    /// own is an opener, which nobody is to answer.
     Probe {
         peer: NodeId,
         to: SocketAddr,
         ttl: Option<u8>,
+        socket: Option<SocketId>,
     },
-    /// Agree on another attempt with the peer.
+    /// Agree on an attempt with the peer; `again` if one failed before.
     Request {
         peer: NodeId,
+        again: bool,
     },
     Started {
         peer: NodeId,
@@ -69,10 +78,30 @@ pub enum Output {
     },
 }
 
+/// How an attempt begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// The common start, before openers put it off.
+    pub t0: Instant,
+    /// Both sides take new ports and open their NATs first.
+    pub again: bool,
+    /// Ours, if there is one.
+    pub socket: Option<SocketId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Send {
+    at: Instant,
+    to: SocketAddr,
+    ttl: Option<u8>,
+    socket: Option<SocketId>,
+}
+
 #[derive(Clone, Debug)]
 struct Attempt {
     strategy: Strategy,
-    sends: VecDeque<(Instant, SocketAddr, Option<u8>)>,
+    sends: VecDeque<Send>,
+    socket: Option<SocketId>,
     until: Instant,
     began: Instant,
 }
@@ -81,6 +110,10 @@ struct Attempt {
 struct Target {
     attempt: Option<Attempt>,
     failures: usize,
+    /// The last request counts as a failure until an attempt comes of it.
+    asked: bool,
+    /// An attempt failed: perhaps a NAT has given the usual port away.
+    spoilt: bool,
     retry_at: Option<Instant>,
 }
 
@@ -117,13 +150,13 @@ impl Coordinator {
         self.targets.get(&peer).is_some_and(|target| target.attempt.is_some())
     }
 
-    /// Begins an attempt whose common start is `t0`. One that runs is kept, but takes up addresses it did not know.
+    /// Begins an attempt. One that runs is kept, but takes up addresses and a port that it did not know.
     pub fn start(
         &mut self,
         peer: NodeId,
         ours: Side<'_>,
         theirs: Side<'_>,
-        t0: Instant,
+        start: Start,
         now: Instant,
     ) {
         let busy = self.targets.values().filter(|target| target.attempt.is_some()).count();
@@ -132,25 +165,35 @@ impl Coordinator {
             target.retry_at.get_or_insert(now + BACK_OFF[1]);
             return;
         }
+        if std::mem::take(&mut target.asked) {
+            target.failures = target.failures.saturating_sub(1);
+        }
         let plan = plan::plan(ours.profile, theirs.profile);
-        let again = target.failures > 0;
-        let sends = schedule(&plan, ours, theirs, again, t0);
+        let openers = plan.openers || (start.again && plan.strategy != Strategy::Relay);
+        let t0 = if openers { start.t0 + OPENED_WITHIN } else { start.t0 };
+        let running = target.attempt.as_ref().and_then(|attempt| attempt.socket);
+        let socket = start.socket.or(running);
+        let sends = schedule(&plan, ours, theirs, openers, t0).map(|(at, to, ttl)| {
+            // Only IPv4 is translated, so only there another port makes a difference.
+            Send { at, to, ttl, socket: socket.filter(|_| to.is_ipv4()) }
+        });
+        let until = t0 + Duration::from_millis(1000) + LINGER;
         match &mut target.attempt {
             Some(attempt) => {
-                let known: BTreeSet<SocketAddr> =
-                    attempt.sends.iter().map(|(_, to, _)| *to).collect();
-                attempt.sends.extend(sends.into_iter().filter(|(_, to, _)| !known.contains(to)));
+                let known: BTreeSet<_> =
+                    attempt.sends.iter().map(|send| (send.to, send.socket)).collect();
+                let news: Vec<Send> =
+                    sends.filter(|send| !known.contains(&(send.to, send.socket))).collect();
+                attempt.sends.extend(news);
                 attempt.sends.make_contiguous().sort_unstable();
-                attempt.until = attempt.until.max(t0 + Duration::from_millis(1000) + LINGER);
+                attempt.socket = socket;
+                attempt.until = attempt.until.max(until);
             }
             None => {
                 target.retry_at = None;
-                target.attempt = Some(Attempt {
-                    strategy: plan.strategy,
-                    sends,
-                    until: t0 + Duration::from_millis(1000) + LINGER,
-                    began: now,
-                });
+                let sends = sends.collect();
+                let strategy = plan.strategy;
+                target.attempt = Some(Attempt { strategy, sends, socket, until, began: now });
                 self.outputs.push_back(Output::Started { peer, strategy: plan.strategy });
             }
         }
@@ -160,6 +203,8 @@ impl Coordinator {
     pub fn succeeded(&mut self, peer: NodeId, now: Instant) {
         let Some(target) = self.targets.get_mut(&peer) else { return };
         target.failures = 0;
+        target.asked = false;
+        target.spoilt = false;
         target.retry_at = None;
         if let Some(attempt) = target.attempt.take() {
             let took = now.saturating_duration_since(attempt.began);
@@ -189,6 +234,7 @@ impl Coordinator {
     pub fn reset(&mut self, peer: NodeId) {
         if let Some(target) = self.targets.get_mut(&peer) {
             target.failures = 0;
+            target.asked = false;
             target.retry_at = None;
         }
     }
@@ -208,7 +254,7 @@ impl Coordinator {
             .flat_map(|target| {
                 let attempt = target.attempt.as_ref();
                 [
-                    attempt.and_then(|attempt| attempt.sends.front().map(|(at, _, _)| *at)),
+                    attempt.and_then(|attempt| attempt.sends.front().map(|send| send.at)),
                     attempt.map(|attempt| attempt.until),
                     target.retry_at,
                 ]
@@ -224,10 +270,11 @@ impl Coordinator {
         }
         for (&peer, target) in &mut self.targets {
             if let Some(attempt) = &mut target.attempt {
-                while let Some((_, to, ttl)) = attempt.sends.pop_front_if(|(at, _, _)| *at <= now) {
+                while let Some(send) = attempt.sends.pop_front_if(|send| send.at <= now) {
                     if self.sent_this_hour < HOURLY {
                         self.sent_this_hour += 1;
-                        self.outputs.push_back(Output::Probe { peer, to, ttl });
+                        let Send { to, ttl, socket, .. } = send;
+                        self.outputs.push_back(Output::Probe { peer, to, ttl, socket });
                     }
                 }
                 if attempt.until <= now {
@@ -235,6 +282,7 @@ impl Coordinator {
                     let took = now.saturating_duration_since(attempt.began);
                     self.outputs.push_back(Output::Ended { peer, strategy, direct: false, took });
                     target.attempt = None;
+                    target.spoilt = true;
                     target.failures += 1;
                     target.retry_at = Some(now + back_off(target.failures, rng));
                 }
@@ -242,8 +290,9 @@ impl Coordinator {
             if target.retry_at.is_some_and(|at| at <= now) {
                 // Asked again if no answer comes: the next back-off counts from here.
                 target.failures += 1;
+                target.asked = true;
                 target.retry_at = Some(now + back_off(target.failures, rng));
-                self.outputs.push_back(Output::Request { peer });
+                self.outputs.push_back(Output::Request { peer, again: target.spoilt });
             }
         }
     }
@@ -258,14 +307,15 @@ impl Coordinator {
     }
 }
 
-/// What is sent when: every useful address of the peer at every step of the schedule, as far as the plan's budget goes.
+/// What is sent when, and how far: every useful address of the peer at every step of the schedule, as far as the plan's
+/// budget goes.
 fn schedule(
     plan: &Plan,
     ours: Side<'_>,
     theirs: Side<'_>,
-    again: bool,
+    openers: bool,
     t0: Instant,
-) -> VecDeque<(Instant, SocketAddr, Option<u8>)> {
+) -> impl Iterator<Item = (Instant, SocketAddr, Option<u8>)> {
     let reach = |candidate: &&Candidate| {
         candidate.transport == Transport::Udp
             && useful(candidate.addr.ip())
@@ -280,12 +330,12 @@ fn schedule(
         .map(|candidate| candidate.addr)
         .take(MAX_TARGETS)
         .collect();
-    let mut sends = VecDeque::new();
-    let openers = plan.openers || (again && plan.strategy != Strategy::Relay);
+    let mut sends = Vec::new();
     if openers {
-        for (before, ttl) in [(100, 3), (50, 4)] {
+        for (before, ttl) in OPENERS {
             let at = t0.checked_sub(Duration::from_millis(before)).unwrap_or(t0);
-            sends.extend(targets.iter().map(|&to| (at, to, Some(ttl))));
+            let translated = targets.iter().filter(|to| to.is_ipv4());
+            sends.extend(translated.map(|&to| (at, to, Some(ttl))));
         }
     }
     let host = |to: &SocketAddr| {
@@ -298,8 +348,7 @@ fn schedule(
             .filter(|to| plan.strategy != Strategy::Lan || step >= LAN_FIRST_MS || host(to));
         sends.extend(now.map(|&to| (t0 + Duration::from_millis(step), to, None)));
     }
-    sends.truncate(plan.budget);
-    sends
+    sends.into_iter().take(plan.budget)
 }
 
 /// Host addresses are worth a packet if they are global, or if both are behind one NAT or in one network.

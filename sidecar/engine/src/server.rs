@@ -267,6 +267,7 @@ impl Server {
             | Input::Bootstrap { .. }
             | Input::TunnelUp { .. }
             | Input::TunnelDown { id: None, .. }
+            | Input::SocketOpened { .. }
             | Input::Configure(_)
             | Input::Ping { .. }
             | Input::Punch { .. } => {}

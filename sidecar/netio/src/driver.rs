@@ -373,12 +373,11 @@ impl Driver {
             }
             Event::Authenticated(id) => self.with_tunnels(|tunnels| tunnels.trust(id)),
             Event::CloseTunnel(id) => self.with_tunnels(|tunnels| tunnels.close(id)),
-            Event::OpenSocket { remote } => {
-                let any: SocketAddr =
-                    if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
-                if self.plane.sockets().bind(any).is_ok() {
-                    self.tell_sockets();
-                }
+            Event::OpenSocket { open } => {
+                let socket = self.plane.sockets().bind(([0, 0, 0, 0], 0).into());
+                let socket =
+                    socket.ok().map(|socket| Socket { id: socket.id(), local: socket.local() });
+                self.input(Input::SocketOpened { open, socket });
             }
             Event::CloseSocket(id) => self.plane.sockets().close(id),
             Event::Pong { id, peer, rtt, relayed, hop } => {
@@ -496,7 +495,7 @@ impl Driver {
             .sockets()
             .table()
             .values()
-            .map(|socket| Socket { id: socket.id(), local: socket.local(), ephemeral: false })
+            .map(|socket| Socket { id: socket.id(), local: socket.local() })
             .collect();
         self.input(Input::Sockets(sockets));
     }

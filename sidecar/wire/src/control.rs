@@ -178,6 +178,13 @@ pub struct Punch {
     /// µs from the sending of this record to T0.
     #[prost(uint64, tag = "4")]
     pub starts_in_us: u64,
+    /// An earlier attempt failed, or may have spoilt the ports: both sides take new ones, open their NATs first, and start
+    /// 100 ms later for it.
+    #[prost(bool, tag = "5")]
+    pub again: bool,
+    /// Packed candidates of the sender's new port; none if it keeps its usual one.
+    #[prost(bytes = "vec", tag = "6")]
+    pub fresh: Vec<u8>,
 }
 
 /// Where the sender may be reached.

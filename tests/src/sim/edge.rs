@@ -258,11 +258,6 @@ impl Edge {
         mappings.count() + self.flows.len()
     }
 
-    /// Whether a UDP packet of this address came before one to it went out, and was tracked as one to the NAT itself.
-    pub fn has_clashed(&self, with: IpAddr) -> bool {
-        self.clashes.keys().any(|(proto, _, src)| *proto == Proto::Udp && src.ip() == with)
-    }
-
     fn permits(&self, proto: Proto, dst: SocketAddr) -> bool {
         match proto {
             Proto::Udp => self.behaviour.udp,

@@ -269,7 +269,7 @@ impl Node {
             Event::Dial { dial, remote, .. } => self.outs.push_back(Out::Dial { dial, remote }),
             Event::Authenticated(_) => {}
             Event::CloseTunnel(id) => self.outs.push_back(Out::CloseTunnel(id)),
-            Event::OpenSocket { remote } => self.outs.push_back(Out::OpenSocket { remote }),
+            Event::OpenSocket { open } => self.outs.push_back(Out::OpenSocket { open }),
             Event::CloseSocket(id) => self.outs.push_back(Out::CloseSocket(id)),
             Event::Pong { id, rtt, relayed, .. } => self.pongs.push((id, rtt, relayed)),
             Event::Persist(persist) => self.persist = persist,
@@ -353,11 +353,12 @@ impl Machine for Node {
                 self.encapsulate(&fib, packet, now);
             }
             In::Sockets(sockets) => {
-                let sockets = sockets
-                    .into_iter()
-                    .map(|(id, local, ephemeral)| Socket { id, local, ephemeral })
-                    .collect();
+                let sockets = sockets.into_iter().map(|(id, local)| Socket { id, local }).collect();
                 self.input(Input::Sockets(sockets), now);
+            }
+            In::SocketOpened { open, id, local } => {
+                let socket = Some(Socket { id, local });
+                self.input(Input::SocketOpened { open, socket }, now);
             }
             In::Underlay(addresses) => {
                 let interface = Interface { name: "eth0".to_owned(), mtu: 1500, addresses };

@@ -125,8 +125,7 @@ macro_rules! edges {
 }
 
 /// What the underlay permits two stations, by the strategies that exist: on one LAN, over IPv6, one
-/// side open, both endpoint-independent. False says "not promised", not "impossible": where a NAT took a packet that came
-/// too early for its own, only a retry from another port would do.
+/// side open, both endpoint-independent. False says "not promised", not "impossible".
 pub fn direct_path_possible<M: Machine>(world: &World<M>, a: StationId, b: StationId) -> bool {
     let net = &world.net;
     let (a, b) = (world.host(a), world.host(b));
@@ -147,13 +146,6 @@ pub fn direct_path_possible<M: Machine>(world: &World<M>, a: StationId, b: Stati
     }
     // Behind one carrier's NAT only a hairpin would do, which nobody promises.
     if edges_a.iter().any(|edge| edges_b.contains(edge)) {
-        return false;
-    }
-    let clashed = |edges: &[EdgeId], others: &[EdgeId]| {
-        let external = |other: &EdgeId| net.edge(*other).external;
-        edges.iter().any(|&edge| others.iter().any(|o| net.edge(edge).has_clashed(external(o))))
-    };
-    if clashed(&edges_a, &edges_b) || clashed(&edges_b, &edges_a) {
         return false;
     }
     let all = |edges: &[EdgeId], f: fn(&Behaviour) -> bool| {

@@ -46,7 +46,12 @@ pub enum In {
     },
     /// An IP packet that the host put into the TUN.
     Tun(Vec<u8>),
-    Sockets(Vec<(SocketId, SocketAddr, bool)>),
+    Sockets(Vec<(SocketId, SocketAddr)>),
+    SocketOpened {
+        open: u32,
+        id: SocketId,
+        local: SocketAddr,
+    },
     Underlay(Vec<IpNet>),
     TunnelUp {
         id: TunnelId,
@@ -72,9 +77,9 @@ pub enum Out {
         remote: SocketAddr,
     },
     CloseTunnel(TunnelId),
-    /// For one punch attempt, in the family of the remote.
+    /// For one attempt or test, over IPv4.
     OpenSocket {
-        remote: SocketAddr,
+        open: u32,
     },
     CloseSocket(SocketId),
     /// An IP packet for the host.
@@ -197,6 +202,11 @@ impl<M: Machine> World<M> {
 
     pub fn machine(&self, id: StationId) -> Option<&M> {
         self.stations[id.0].machine.as_ref()
+    }
+
+    /// Sockets that a machine asked for and has not closed.
+    pub fn asked_for(&self, id: StationId) -> usize {
+        self.stations[id.0].sockets.values().filter(|socket| socket.ephemeral).count()
     }
 
     pub fn host(&self, id: StationId) -> HostId {
@@ -527,16 +537,18 @@ impl<M: Machine> World<M> {
                 self.drive_stream(id, tunnel);
             }
             Out::CloseTunnel(tunnel) => self.close_stream(id, tunnel),
-            Out::OpenSocket { remote } => {
+            Out::OpenSocket { open } => {
                 let port = station.take_port();
-                station.open_socket(port, remote.is_ipv6(), true);
-                self.tell_sockets(id);
+                let socket = station.open_socket(port, false, true);
+                let local = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+                self.feed(id, In::SocketOpened { open, id: socket, local });
             }
             Out::CloseSocket(socket) => {
-                if station.sockets.get(&socket).is_some_and(|socket| socket.ephemeral) {
-                    station.sockets.remove(&socket);
-                    self.tell_sockets(id);
-                }
+                let closed = station.sockets.remove(&socket);
+                assert!(
+                    closed.is_some_and(|closed| closed.ephemeral),
+                    "{id:?} closes {socket:?}, which is not its to close"
+                );
             }
             Out::Tun(packet) => self.delivered.push((self.now, id, packet)),
         }
@@ -545,12 +557,13 @@ impl<M: Machine> World<M> {
     fn tell_sockets(&mut self, id: StationId) {
         let sockets = self.stations[id.0].sockets.iter();
         let sockets = sockets
+            .filter(|(_, socket)| !socket.ephemeral)
             .map(|(&id, socket)| {
                 let any: IpAddr = match socket.v6 {
                     true => Ipv6Addr::UNSPECIFIED.into(),
                     false => Ipv4Addr::UNSPECIFIED.into(),
                 };
-                (id, SocketAddr::new(any, socket.port), socket.ephemeral)
+                (id, SocketAddr::new(any, socket.port))
             })
             .collect();
         self.feed(id, In::Sockets(sockets));
@@ -588,10 +601,11 @@ impl<M: Machine> World<M> {
 }
 
 impl<M> Station<M> {
-    fn open_socket(&mut self, port: u16, v6: bool, ephemeral: bool) {
+    fn open_socket(&mut self, port: u16, v6: bool, ephemeral: bool) -> SocketId {
         let id = SocketId(self.next_socket);
         self.next_socket += 1;
         self.sockets.insert(id, Socket { port, v6, ephemeral });
+        id
     }
 
     fn take_tunnel(&mut self) -> TunnelId {

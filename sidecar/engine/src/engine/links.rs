@@ -52,10 +52,8 @@ impl Engine {
     pub(super) fn on_sockets(&mut self, sockets: Vec<Socket>, now: Instant) {
         self.sockets = sockets;
         for socket in &self.sockets {
-            if !socket.ephemeral {
-                let family = Family::of(socket.local.ip());
-                self.nat.set_socket(family, socket.id, socket.local.port(), now);
-            }
+            let family = Family::of(socket.local.ip());
+            self.nat.set_socket(family, socket.id, socket.local.port(), now);
         }
         for index in 0..self.bootstraps.len() {
             self.on_bootstrap_timeout(index, now);

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use rand_chacha::rand_core::RngCore;
 use wire::{
     control::{Body, Endpoints, Punch},
     datagram::{PROBE_LEN, Probe, ProbeOp},
-    endpoint::{Candidate, NatProfile},
+    endpoint::{Candidate, NatProfile, Transport},
     id::NodeId,
     packet::Kind as RecordKind,
     stun::Message,
@@ -15,13 +16,17 @@ use super::{Engine, QUIET, SOUGHT_FOR, WATCH, Wake};
 use crate::{
     config::{P2p, PunchMode},
     drops::DropReason,
-    event::{Notice, NoticeKind, Transmit},
+    event::{Event, Notice, NoticeKind, Socket, Transmit},
+    nat::{self, MAX_FRESH},
     path::{
         self, State, Way,
-        addr::{Arrival, Hop},
+        addr::{Arrival, Hop, SocketId},
     },
     peer::Kind,
-    punch::{self, Side},
+    punch::{
+        self, Side, Start,
+        port::{self, Purpose},
+    },
 };
 
 /// A probe may be this old by the asker's clock; NATs and relays add milliseconds, suspended machines minutes.
@@ -326,17 +331,17 @@ impl Engine {
         if self.peers.get(&node).is_none_or(|peer| peer.agent.is_direct()) {
             return;
         }
-        self.start_punch(node, t0, now);
+        self.start_punch(node, Start { t0, again: false, socket: None }, &[], now);
     }
 
-    fn start_punch(&mut self, node: NodeId, t0: Instant, now: Instant) {
+    /// `fresh` is where the peer's port of this attempt is, beside the usual one.
+    fn start_punch(&mut self, node: NodeId, start: Start, fresh: &[Candidate], now: Instant) {
         let profile = self.nat.profile();
         let candidates = self.own_candidates();
         let Some(peer) = self.peers.get(&node) else { return };
-        let theirs: Vec<Candidate> = peer
-            .endpoints
-            .candidates
+        let theirs: Vec<Candidate> = fresh
             .iter()
+            .chain(&peer.endpoints.candidates)
             .filter(|candidate| {
                 !self.is_overlay(candidate.addr) && self.socket_for(candidate.addr).is_some()
             })
@@ -347,39 +352,45 @@ impl Engine {
             node,
             Side { profile: &profile, candidates: &candidates },
             Side { profile: &their_profile, candidates: &theirs },
-            t0,
+            start,
             now,
         );
     }
 
+    /// Sends from the port of the attempt, if there is one.
+    fn start_again(&mut self, node: NodeId, t0: Instant, fresh: &[Candidate], now: Instant) {
+        let socket = self.ports.of(node).map(|port| port.socket);
+        self.start_punch(node, Start { t0, again: true, socket }, fresh, now);
+    }
+
     pub(super) fn on_punch_output(&mut self, output: punch::Output, now: Instant) {
         match output {
-            punch::Output::Probe { peer, to, ttl } => {
-                let Some(way) = self.udp_way(to) else { return };
+            punch::Output::Probe { peer, to, ttl, socket } => {
+                let of_attempt = socket.map(|socket| Way::Direct(Hop::Udp { socket, remote: to }));
+                let Some(way) = of_attempt.or_else(|| self.udp_way(to)) else { return };
                 let Some(state) = self.peers.get_mut(&peer) else { return };
                 if state.agent.is_direct() {
                     return;
                 }
-                let txid = state.agent.probe(way, now);
+                let txid = match ttl {
+                    // Were it known as a path from now on, the agent's own probes would arrive before T0.
+                    Some(_) => self.rng.next_u64(),
+                    None => state.agent.probe(way, now),
+                };
                 self.send_probe(peer, way, Ask { txid, len: 0, ttl }, now);
                 self.arm_peer(peer);
             }
-            punch::Output::Request { peer } => {
-                let wanted = self.peers.get(&peer).is_some_and(|state| {
-                    !state.agent.is_direct()
-                        && state.busy(SOUGHT_FOR, now)
-                        && state.sessions.sending().is_some()
-                });
-                if !wanted {
+            punch::Output::Request { peer, again } => {
+                if !self.wants_direct(peer, now) {
                     return self.punch.forget(peer);
                 }
-                let endpoints = Some(self.own_endpoints());
-                let attempt = self.micros(now);
-                self.send_control(
-                    peer,
-                    Body::PunchRequest(Punch { attempt, endpoints, ..Punch::default() }),
-                    now,
-                );
+                let risky = |profile: &NatProfile| profile.clash_risk;
+                let theirs = self.peers.get(&peer).and_then(|peer| peer.endpoints.profile.as_ref());
+                if again || risky(&self.nat.profile()) || theirs.is_some_and(risky) {
+                    self.prepare_port(peer, Purpose::Request, now);
+                } else {
+                    self.request_punch(peer, false, now);
+                }
             }
             punch::Output::Started { peer, strategy } => {
                 let notice =
@@ -387,6 +398,7 @@ impl Engine {
                 self.notice(notice.with("plan", strategy.as_str()));
             }
             punch::Output::Ended { peer, strategy, direct, took } => {
+                self.ports.over(peer, now);
                 let message = if direct {
                     "Direct path found"
                 } else {
@@ -401,6 +413,96 @@ impl Engine {
         }
     }
 
+    fn wants_direct(&self, node: NodeId, now: Instant) -> bool {
+        self.peers.get(&node).is_some_and(|peer| {
+            !peer.agent.is_direct()
+                && peer.busy(SOUGHT_FOR, now)
+                && peer.sessions.sending().is_some()
+        })
+    }
+
+    /// Where nothing is translated no port was spoilt.
+    fn prepare_port(&mut self, peer: NodeId, purpose: Purpose, now: Instant) {
+        if self.nat.is_translated() {
+            self.ports.prepare(peer, purpose, now);
+        } else {
+            self.on_port_ready(peer, purpose, now);
+        }
+    }
+
+    pub(super) fn on_port_output(&mut self, output: port::Output, now: Instant) {
+        match output {
+            port::Output::Open { open } => self.events.push_back(Event::OpenSocket { open }),
+            port::Output::Ask(ask) => self.send_stun(ask),
+            port::Output::Ready { peer, purpose } => self.on_port_ready(peer, purpose, now),
+            port::Output::Idle { open, peer, socket } => {
+                let carries = |path: &path::Path| {
+                    matches!(path.way, Way::Direct(Hop::Udp { socket: on, .. }) if on == socket)
+                        && path.acks() > 0
+                };
+                let peer = self.peers.get(&peer);
+                if !peer.is_some_and(|peer| peer.agent.paths().any(carries)) {
+                    self.ports.closed(open);
+                    self.close_socket(socket, now);
+                }
+            }
+            port::Output::Close { socket } => self.close_socket(socket, now),
+        }
+    }
+
+    pub(super) fn on_socket_opened(&mut self, open: u32, socket: Option<Socket>, now: Instant) {
+        self.ports.opened(open, socket, self.nat.nearest(), &mut self.rng, now);
+    }
+
+    fn close_socket(&mut self, id: SocketId, now: Instant) {
+        for node in self.peers.keys().copied().collect::<Vec<_>>() {
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            let over =
+                |way: &Way| matches!(way, Way::Direct(Hop::Udp { socket, .. }) if *socket == id);
+            let ways: Vec<Way> = peer.agent.paths().map(|path| path.way).filter(over).collect();
+            if !ways.is_empty() {
+                ways.into_iter().for_each(|way| peer.agent.remove(way, now));
+                self.drain_agent(node, now);
+            }
+        }
+        self.events.push_back(Event::CloseSocket(id));
+    }
+
+    fn on_port_ready(&mut self, peer: NodeId, purpose: Purpose, now: Instant) {
+        match purpose {
+            Purpose::Request if self.wants_direct(peer, now) => self.request_punch(peer, true, now),
+            Purpose::Request => {
+                self.punch.forget(peer);
+                self.ports.over(peer, now);
+            }
+            Purpose::Answer { attempt, fresh } => {
+                let endpoints = Some(self.own_endpoints());
+                let own = Candidate::pack_all(&self.fresh_candidates(peer));
+                let ack = Punch { attempt, endpoints, again: true, fresh: own, ..Punch::default() };
+                self.send_control(peer, Body::PunchAck(ack), now);
+                // The asker starts when our answer arrives.
+                let t0 = now + self.rtt(peer) / 2;
+                self.start_again(peer, t0, &fresh, now);
+            }
+        }
+    }
+
+    fn request_punch(&mut self, peer: NodeId, again: bool, now: Instant) {
+        let endpoints = Some(self.own_endpoints());
+        let attempt = self.micros(now);
+        let fresh = Candidate::pack_all(&self.fresh_candidates(peer));
+        let request = Punch { attempt, endpoints, again, fresh, ..Punch::default() };
+        self.send_control(peer, Body::PunchRequest(request), now);
+    }
+
+    /// Where the port of the attempt with a peer is.
+    fn fresh_candidates(&self, peer: NodeId) -> Vec<Candidate> {
+        let Some(port) = self.ports.of(peer) else { return Vec::new() };
+        let mut candidates = self.nat.candidates_of(port.number, port.mapped);
+        candidates.retain(|candidate| !self.is_overlay(candidate.addr));
+        candidates
+    }
+
     pub(super) fn on_punch_request(&mut self, from: NodeId, punch: &Punch, now: Instant) {
         if self.config.p2p == P2p::RelayOnly || self.config.punch == PunchMode::Off {
             return;
@@ -410,14 +512,20 @@ impl Engine {
         if let Some(endpoints) = &punch.endpoints {
             peer.endpoints = crate::peer::Endpoints::from(endpoints);
         }
-        let ack = Punch {
-            attempt: punch.attempt,
-            endpoints: Some(self.own_endpoints()),
-            ..Punch::default()
-        };
+        let attempt = punch.attempt;
+        if punch.again {
+            // Of two requests that cross, the lower node's counts.
+            if self.punch.yields_to(from) || !self.ports.asks(from, now) {
+                let answer = Purpose::Answer { attempt, fresh: fresh(punch) };
+                self.prepare_port(from, answer, now);
+            }
+            return;
+        }
+        let ack = Punch { attempt, endpoints: Some(self.own_endpoints()), ..Punch::default() };
         self.send_control(from, Body::PunchAck(ack), now);
         // The asker starts when our answer arrives.
-        self.start_punch(from, now + rtt / 2, now);
+        let start = Start { t0: now + rtt / 2, again: false, socket: None };
+        self.start_punch(from, start, &[], now);
     }
 
     pub(super) fn on_punch_ack(&mut self, from: NodeId, punch: &Punch, now: Instant) {
@@ -425,8 +533,13 @@ impl Engine {
         if let Some(endpoints) = &punch.endpoints {
             peer.endpoints = crate::peer::Endpoints::from(endpoints);
         }
-        if !peer.agent.is_direct() {
-            self.start_punch(from, now, now);
+        if peer.agent.is_direct() {
+            self.ports.over(from, now);
+        } else if punch.again {
+            self.start_again(from, now, &fresh(punch), now);
+        } else {
+            let start = Start { t0: now, again: false, socket: None };
+            self.start_punch(from, start, &[], now);
         }
     }
 
@@ -438,7 +551,8 @@ impl Engine {
             || before.candidates != peer.endpoints.candidates;
         if news && !peer.agent.is_direct() {
             if self.punch.running(from) {
-                self.start_punch(from, now, now);
+                let start = Start { t0: now, again: false, socket: None };
+                self.start_punch(from, start, &[], now);
             } else {
                 self.punch.reset(from);
                 self.seek_direct(from, now);
@@ -465,20 +579,29 @@ impl Engine {
     }
 
     pub(super) fn on_stun(&mut self, bytes: &[u8], now: Instant) {
+        let Some(message) = Message::parse(bytes) else {
+            return self.drop_packet(DropReason::Malformed);
+        };
+        if self.ports.answered(&message, now) {
+            return;
+        }
         let before = (self.nat.profile(), self.nat.candidates());
-        let known = Message::parse(bytes).is_some_and(|message| self.nat.answered(&message, now));
-        if !known {
+        if !self.nat.answered(&message, now) {
             return self.drop_packet(DropReason::Malformed);
         }
         self.reachability_may_have_changed(&before, now);
+    }
+
+    fn send_stun(&mut self, ask: nat::Ask) {
+        let hop = Hop::Udp { socket: ask.socket, remote: ask.to };
+        self.transmits.push_back(Transmit { hop, bytes: ask.bytes, ttl: None });
     }
 
     pub(super) fn on_nat_timeout(&mut self, now: Instant) {
         let before = (self.nat.profile(), self.nat.candidates());
         let (asks, ended) = self.nat.handle_timeout(&mut self.rng, now);
         for ask in asks {
-            let hop = Hop::Udp { socket: ask.socket, remote: ask.to };
-            self.transmits.push_back(Transmit { hop, bytes: ask.bytes, ttl: None });
+            self.send_stun(ask);
         }
         if ended {
             self.reachability_may_have_changed(&before, now);
@@ -545,4 +668,12 @@ impl Engine {
     fn rtt(&self, node: NodeId) -> Duration {
         self.peers.get(&node).and_then(|peer| peer.agent.rtt()).unwrap_or_default()
     }
+}
+
+/// Where the peer's port of an attempt is, as far as we send there.
+fn fresh(punch: &Punch) -> Vec<Candidate> {
+    let mut candidates = Candidate::unpack_all(&punch.fresh);
+    candidates.retain(|one| one.transport == Transport::Udp && one.addr.is_ipv4());
+    candidates.truncate(MAX_FRESH);
+    candidates
 }

@@ -725,6 +725,7 @@ impl Engine {
             self.by_short.remove(&node.short());
         }
         self.punch.forget(node);
+        self.ports.over(node, now);
         let _held = self.hold.take(node);
         if peer.silent {
             self.throttle.request(now);

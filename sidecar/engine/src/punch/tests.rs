@@ -25,6 +25,10 @@ fn candidates(addrs: &[&str]) -> Vec<Candidate> {
         .collect()
 }
 
+fn at(t0: Instant) -> Start {
+    Start { t0, again: false, socket: None }
+}
+
 fn drain(coordinator: &mut Coordinator) -> Vec<Output> {
     std::iter::from_fn(|| coordinator.poll_output()).collect()
 }
@@ -38,7 +42,8 @@ fn nothing_is_sent_before_the_common_start_and_little_after() {
     let addrs = candidates(&["198.51.100.1:1", "198.51.100.1:2", "127.0.0.1:3", "224.0.0.1:4"]);
     let ours = Side { profile: &cone(), candidates: &[] };
 
-    coordinator.start(PEER, ours, Side { profile: &theirs, candidates: &addrs }, t0 + LINGER, t0);
+    let theirs = Side { profile: &theirs, candidates: &addrs };
+    coordinator.start(PEER, ours, theirs, at(t0 + LINGER), t0);
     coordinator.handle_timeout(&mut rng, t0);
     assert_eq!(drain(&mut coordinator), [Output::Started { peer: PEER, strategy: Strategy::Cone }]);
 
@@ -66,7 +71,7 @@ fn an_address_that_comes_while_an_attempt_runs_gets_the_whole_schedule() {
     for addrs in [&first[..], &both[..]] {
         let candidates = candidates(addrs);
         let theirs = Side { profile: &theirs, candidates: &candidates };
-        coordinator.start(PEER, ours, theirs, t0, t0);
+        coordinator.start(PEER, ours, theirs, at(t0), t0);
     }
 
     coordinator.handle_timeout(&mut rng, t0 + LINGER);
@@ -91,7 +96,7 @@ fn failures_are_repeated_ever_more_rarely() {
     while requests.len() < 6 {
         now = coordinator.poll_timeout().unwrap();
         coordinator.handle_timeout(&mut rng, now);
-        if drain(&mut coordinator).contains(&Output::Request { peer: PEER }) {
+        if drain(&mut coordinator).contains(&Output::Request { peer: PEER, again: false }) {
             requests.push((now - t0).as_secs());
         }
     }
@@ -108,7 +113,7 @@ fn success_ends_the_attempt_and_forgets_the_failures() {
     let mut coordinator = Coordinator::new(ME, t0);
     let addrs = candidates(&["198.51.100.1:1"]);
     let side = Side { profile: &cone(), candidates: &addrs };
-    coordinator.start(PEER, side, side, t0, t0);
+    coordinator.start(PEER, side, side, at(t0), t0);
     drain(&mut coordinator);
 
     coordinator.succeeded(PEER, t0 + Duration::from_millis(40));
@@ -119,4 +124,80 @@ fn success_ends_the_attempt_and_forgets_the_failures() {
         [Output::Ended { peer: PEER, strategy: Strategy::Lan, direct: true, took }]
     );
     assert_eq!(coordinator.poll_timeout(), None);
+}
+
+#[test]
+fn what_comes_after_a_failed_attempt_goes_out_of_a_new_port_behind_two_openers() {
+    let t0 = Instant::now();
+    let mut rng = ChaCha12Rng::from_seed([1; 32]);
+    let mut coordinator = Coordinator::new(ME, t0);
+    let theirs = NatProfile { external: vec![vec![2]], ..cone() };
+    let addrs = candidates(&["198.51.100.1:1", "[2001:db8::1]:1"]);
+    let ours = Side { profile: &cone(), candidates: &[] };
+    let theirs = Side { profile: &theirs, candidates: &addrs };
+    coordinator.start(PEER, ours, theirs, at(t0), t0);
+    let mut now = t0;
+    let request = Output::Request { peer: PEER, again: true };
+    while !drain(&mut coordinator).contains(&request) {
+        now = coordinator.poll_timeout().unwrap();
+        coordinator.handle_timeout(&mut rng, now);
+    }
+
+    let socket = Some(SocketId(9));
+    coordinator.start(PEER, ours, theirs, Start { t0: now, again: true, socket }, now);
+
+    let mut sent = Vec::new();
+    let began = now;
+    while now < began + Duration::from_millis(140) {
+        for output in drain(&mut coordinator) {
+            if let Output::Probe { to, ttl, socket, .. } = output {
+                sent.push(((now - began).as_millis(), to.port(), to.is_ipv4(), ttl, socket));
+            }
+        }
+        now = coordinator.poll_timeout().unwrap().max(now);
+        coordinator.handle_timeout(&mut rng, now);
+    }
+    let usual = None;
+    assert_eq!(
+        sent,
+        [
+            (0, 1, true, Some(2), socket),
+            (50, 1, true, Some(4), socket),
+            (100, 1, true, None, socket),
+            (100, 1, false, None, usual),
+            (120, 1, true, None, socket),
+            (120, 1, false, None, usual),
+        ]
+    );
+}
+
+#[test]
+fn an_attempt_that_was_asked_for_counts_as_one_failure() {
+    let t0 = Instant::now();
+    let mut now = t0;
+    let mut rng = ChaCha12Rng::from_seed([1; 32]);
+    let mut coordinator = Coordinator::new(ME, t0);
+    let addrs = candidates(&["198.51.100.1:1"]);
+    let side = Side { profile: &cone(), candidates: &addrs };
+    coordinator.want(PEER, &mut rng, now);
+    let mut waits = Vec::new();
+    let mut ended = now;
+    while waits.len() < 4 {
+        now = coordinator.poll_timeout().unwrap().max(now);
+        coordinator.handle_timeout(&mut rng, now);
+        for output in drain(&mut coordinator) {
+            match output {
+                Output::Request { .. } => {
+                    waits.push((now - ended).as_secs_f64().round());
+                    coordinator.start(PEER, side, side, at(now), now);
+                }
+                Output::Ended { .. } => ended = now,
+                Output::Probe { .. } | Output::Started { .. } => {}
+            }
+        }
+    }
+
+    for (wait, expected) in waits.iter().zip([0.0, 2.0, 5.0, 15.0]) {
+        assert!((expected * 0.8 - 0.5..=expected * 1.2 + 0.5).contains(wait), "{waits:?}");
+    }
 }

@@ -150,6 +150,8 @@ fn all() -> Vec<Control> {
         endpoints: Some(endpoints.clone()),
         plan_hash: 3,
         starts_in_us: 100_000,
+        again: true,
+        fresh: vec![1; 19],
     };
     let ping = Ping { id: 1, sent_us: 2 };
     let bodies = [

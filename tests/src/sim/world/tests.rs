@@ -29,6 +29,7 @@ impl Machine for Greeter {
             }
             In::Tun(packet) => self.out.push_back(Out::Tun(packet)),
             In::Sockets(_) => self.next = self.to.map(|_| now),
+            In::SocketOpened { .. } => {}
             In::Underlay(_) => {
                 if let Some(remote) = self.dial {
                     self.out.push_back(Out::Dial { dial: 1, remote });
