@@ -42,6 +42,8 @@ use crate::{
 /// millisecond, so that neither direction starves the other.
 const TUN_READS: usize = 16;
 const SOCKET_READS: usize = 8;
+/// A worker that never has to wait looks this often, in turns, what else is readable: each is below a millisecond.
+const BUSY_TURNS: u32 = 32;
 /// A wait ends after this long, to look at the token.
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
 
@@ -64,6 +66,7 @@ pub struct Worker {
     outbox: Outbox,
     inbox: Inbox,
     idle_looks: u32,
+    busy_turns: u32,
 }
 
 impl Worker {
@@ -113,6 +116,7 @@ impl Worker {
             outbox: Outbox::default(),
             inbox: Inbox::default(),
             idle_looks: 0,
+            busy_turns: 0,
         };
         worker.plane.sockets().watch(worker.wake.clone());
         worker.follow_table();
@@ -122,15 +126,27 @@ impl Worker {
 
     fn run(&mut self, token: &CancellationToken) -> io::Result<()> {
         while !token.is_cancelled() {
-            if self.turn() {
-                self.idle_looks = 0;
-            } else if self.idle_looks < IDLE_LOOKS {
-                self.idle_looks += 1;
-                std::thread::yield_now();
-            } else {
-                self.idle_looks = 0;
-                self.wait()?;
+            self.advance()?;
+        }
+        Ok(())
+    }
+
+    /// Moves what is there, or waits.
+    fn advance(&mut self) -> io::Result<()> {
+        if self.turn() {
+            self.idle_looks = 0;
+            self.busy_turns += 1;
+            if self.busy_turns >= BUSY_TURNS {
+                self.look(Duration::ZERO)?;
             }
+        } else if self.idle_looks < IDLE_LOOKS {
+            self.idle_looks += 1;
+            std::thread::yield_now();
+        } else {
+            self.idle_looks = 0;
+            self.hot.clear();
+            self.tun_is_hot = false;
+            self.look(LONGEST_WAIT)?;
         }
         Ok(())
     }
@@ -185,11 +201,10 @@ impl Worker {
         moved
     }
 
-    /// Waits until something is readable.
-    fn wait(&mut self) -> io::Result<()> {
-        self.hot.clear();
-        self.tun_is_hot = false;
-        let tokens = self.ready.wait(LONGEST_WAIT)?;
+    /// Finds out what is readable, and waits for it up to `timeout`.
+    fn look(&mut self, timeout: Duration) -> io::Result<()> {
+        self.busy_turns = 0;
+        let tokens = self.ready.wait(timeout)?;
         let mut is_woken = false;
         for &token in tokens {
             match token {
@@ -197,7 +212,9 @@ impl Worker {
                 TOKEN_TUN => self.tun_is_hot = true,
                 token => {
                     let id = SocketId(token as u16);
-                    self.hot.extend(self.table.get(&id).cloned());
+                    if !self.hot.iter().any(|hot| hot.id() == id) {
+                        self.hot.extend(self.table.get(&id).cloned());
+                    }
                 }
             }
         }
