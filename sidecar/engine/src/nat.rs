@@ -367,7 +367,7 @@ impl Question {
         self.tries += 1;
         self.due = wait.map(|wait| now + wait);
         wait?;
-        let bytes = stun::request(self.transaction, Change::default());
+        let bytes = stun::request(self.transaction, Change::default(), 0);
         Some(Ask { socket, to: self.to, bytes })
     }
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -70,6 +71,11 @@ const MAX_NETWORKS_PER_SOURCE: usize = 64;
 /// A member leaves an old session for the new one at once. Who still says hello in the old one after this is another node with
 /// the same keys.
 const TWIN_AFTER: Duration = Duration::from_secs(3);
+/// A STUN answer is put off at most so long, and so many at once, in all and for one source: enough to ask one NAT how long it
+/// remembers.
+const LATEST_ANSWER: Duration = Duration::from_secs(240);
+const MAX_LATE: usize = 1024;
+const MAX_LATE_PER_SOURCE: usize = 8;
 /// A probe may be this old by the asker's clock.
 const RECENT: Duration = crate::engine::RECENT_PROBE;
 
@@ -116,6 +122,7 @@ pub enum Wake {
     Sweep,
     Flood(NetworkId),
     Attached(NetworkId),
+    Late,
 }
 
 /// The machine.
@@ -130,7 +137,9 @@ pub struct Server {
     clients: BTreeMap<u32, Client>,
     networks: BTreeMap<NetworkId, Tenant>,
     next_index: u32,
-    stun_ports: Vec<u16>,
+    sockets: Vec<Socket>,
+    /// STUN answers that were asked for late.
+    late: VecDeque<Late>,
     sessions: Arc<BTreeMap<u32, Arc<Session>>>,
     links: Arc<BTreeMap<u32, Link>>,
     forwards: Arc<BTreeMap<(NetworkId, wire::id::ShortId), Forward>>,
@@ -138,6 +147,14 @@ pub struct Server {
     timers: Timers<Wake>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
+}
+
+/// A STUN answer that is put off.
+#[derive(Debug)]
+struct Late {
+    at: Instant,
+    source: Source,
+    answer: Transmit,
 }
 
 /// One session.
@@ -194,7 +211,8 @@ impl Server {
             clients: BTreeMap::new(),
             networks: BTreeMap::new(),
             next_index: rng.next_u32(),
-            stun_ports: Vec::new(),
+            sockets: Vec::new(),
+            late: VecDeque::new(),
             sessions: Arc::default(),
             links: Arc::default(),
             forwards: Arc::default(),
@@ -237,7 +255,7 @@ impl Server {
                 self.on_record(arrival, session, kind, plaintext, now);
             }
             Input::Heard { arrival, session } => self.on_heard(arrival, session, now),
-            Input::Sockets(sockets) => self.on_sockets(&sockets),
+            Input::Sockets(sockets) => self.sockets = sockets,
             Input::TunnelDown { id: Some(id), .. } => {
                 let is_it =
                     |hop: &Hop| matches!(hop, Hop::Tunnel { id: other, .. } if *other == id);
@@ -280,6 +298,7 @@ impl Server {
             match wake {
                 Wake::Sweep => self.sweep(now),
                 Wake::Attached(network) => self.tell_attached(network),
+                Wake::Late => self.send_late(now),
                 Wake::Flood(network) => {
                     if let Some(tenant) = self.networks.get_mut(&network) {
                         tenant.flood.handle_timeout(&tenant.lsdb, now);
@@ -355,16 +374,77 @@ impl Server {
     }
 
     fn on_stun(&mut self, arrival: Arrival, bytes: &[u8], now: Instant) {
-        let Some(question) =
+        let Some(mut question) =
             stun::Message::parse(bytes).filter(|message| message.class == Class::Request)
         else {
             return self.drops.count(DropReason::Malformed);
         };
-        if !self.limiter.accept(Source::of(arrival.hop.remote().ip()), now) {
+        let remote = arrival.hop.remote();
+        let source = Source::of(remote.ip());
+        if !self.limiter.accept(source, now) {
             return self.drops.count(DropReason::PuntLimited);
         }
-        let answer = stun::answer(&question, arrival.hop.remote(), None, None);
-        self.transmit(arrival.hop, answer);
+        let asked = self.socket_of(arrival.hop);
+        let mut hop = arrival.hop;
+        if question.change != stun::Change::default() {
+            match asked.and_then(|asked| self.elsewhere(asked, question.change)) {
+                Some(other) => hop = Hop::Udp { socket: other.id, remote },
+                None => question.unknown.push(stun::CHANGE_REQUEST),
+            }
+        }
+        // Who listens on all addresses does not know which one was asked.
+        let named = |socket: Socket| Some(socket.local).filter(|addr| !addr.ip().is_unspecified());
+        let both = stun::Change { ip: true, port: true };
+        let other = asked.and_then(|asked| self.elsewhere(asked, both)).and_then(named);
+        let origin = self.socket_of(hop).and_then(named);
+        let bytes_asked = bytes.len();
+        let bytes = stun::answer(&question, remote, origin, other);
+        if bytes.len() > bytes_asked {
+            // A source may be forged: nobody is to get more from us than was sent in his name.
+            return self.drops.count(DropReason::Malformed);
+        }
+        let answer = Transmit { hop, bytes, ttl: None };
+        match Duration::from_secs(question.delay.into()) {
+            Duration::ZERO => self.transmits.push_back(answer),
+            delay => self.answer_late(answer, source, delay, now),
+        }
+    }
+
+    /// One question gets one answer, late as it may be.
+    fn answer_late(&mut self, answer: Transmit, source: Source, delay: Duration, now: Instant) {
+        let own = self.late.iter().filter(|late| late.source == source).count();
+        if delay > LATEST_ANSWER || own >= MAX_LATE_PER_SOURCE || self.late.len() >= MAX_LATE {
+            return self.drops.count(DropReason::OverQuota);
+        }
+        let at = now + delay;
+        let place = self.late.partition_point(|late| late.at <= at);
+        self.late.insert(place, Late { at, source, answer });
+        self.timers.set_earlier(Wake::Late, at);
+    }
+
+    fn send_late(&mut self, now: Instant) {
+        while let Some(late) = self.late.pop_front_if(|late| late.at <= now) {
+            self.transmits.push_back(late.answer);
+        }
+        self.timers.set(Wake::Late, self.late.front().map(|late| late.at));
+    }
+
+    fn socket_of(&self, hop: Hop) -> Option<Socket> {
+        let Hop::Udp { socket, .. } = hop else { return None };
+        self.sockets.iter().find(|own| own.id == socket).copied()
+    }
+
+    /// The socket that answers what came to `asked` from another address, or only from another port of the same.
+    fn elsewhere(&self, asked: Socket, change: stun::Change) -> Option<Socket> {
+        let differs = |own: &&Socket| {
+            let (ip, port) = (own.local.ip(), own.local.port());
+            let same_ip = ip == asked.local.ip();
+            let known = !ip.is_unspecified() && !asked.local.ip().is_unspecified();
+            own.local.is_ipv4() == asked.local.is_ipv4()
+                && if change.ip { !same_ip && known } else { same_ip }
+                && (port != asked.local.port()) == change.port
+        };
+        self.sockets.iter().find(differs).copied()
     }
 
     fn on_init(&mut self, arrival: Arrival, init: &Init<'_>, now: Instant) {
@@ -699,11 +779,7 @@ impl Server {
             self.events.push_back(Event::Authenticated(id));
         }
         self.link(index);
-        let stun = self
-            .stun_ports
-            .iter()
-            .flat_map(|port| pack_addr(([0, 0, 0, 0], *port).into()))
-            .collect();
+        let stun = self.stun_addresses().into_iter().flat_map(pack_addr).collect();
         let registered = Registered {
             rate_node,
             rate_network,
@@ -874,10 +950,16 @@ impl Server {
         }
     }
 
-    fn on_sockets(&mut self, sockets: &[Socket]) {
-        let ports: BTreeSet<u16> = sockets.iter().map(|socket| socket.local.port()).collect();
-        let main = sockets.first().map(|socket| socket.local.port());
-        self.stun_ports = ports.into_iter().filter(|port| Some(*port) != main).collect();
+    /// Where this server answers STUN beside its main port; without an address, on the one that the asker knows.
+    fn stun_addresses(&self) -> BTreeSet<SocketAddr> {
+        let main = self.sockets.first().map(|socket| socket.local.port());
+        let others = self.sockets.iter().filter(|socket| Some(socket.local.port()) != main);
+        others
+            .map(|socket| match socket.local {
+                SocketAddr::V6(v6) if v6.ip().is_unspecified() => ([0, 0, 0, 0], v6.port()).into(),
+                addr => addr,
+            })
+            .collect()
     }
 
     fn send(&mut self, index: u32, body: Body) {
@@ -917,3 +999,6 @@ impl Server {
         self.config.unix_at_start + now.saturating_duration_since(self.started).as_secs()
     }
 }
+
+#[cfg(test)]
+mod tests;

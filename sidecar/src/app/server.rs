@@ -36,8 +36,10 @@ use crate::{
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Connections that nobody has authenticated on yet, at once: all clients come as such, a whole site perhaps at one time.
 const MAX_STRANGERS: usize = 512;
-/// The second STUN port is the first free one of these above the main port.
+/// The other STUN ports are the first free ones of these above the main port.
 const STUN_PORTS: u16 = 16;
+/// How long the addresses of the host are waited for at the start.
+const ADDRESSES_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs a public server until it is told to stop.
 pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
@@ -59,6 +61,15 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     let (_, port) = bind_port(&sockets, args.listen).map_err(taken)?;
     // Without it a symmetric NAT before our clients cannot be told from others; the mesh works all the same.
     let _second = (1..STUN_PORTS).find_map(|step| sockets.bind_dual(port.checked_add(step)?).ok());
+    let interfaces = netmon::watch(&group);
+    let mut known = interfaces.clone();
+    let _ = tokio::time::timeout(ADDRESSES_WITHIN, known.changed()).await;
+    let known = known.borrow_and_update().clone();
+    for ip in two_addresses(&known) {
+        // Answers that come from the other of the two tell a full cone from a restricted one.
+        let _bound = (1..STUN_PORTS)
+            .find_map(|step| sockets.bind(SocketAddr::new(ip, port.checked_add(step)?)).ok());
+    }
     let mut seed = zeroize::Zeroizing::new([0; 32]);
     state::random(&mut *seed)?;
     let started = Instant::now();
@@ -87,8 +98,6 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     })?;
     let (commands, command_receiver) = mpsc::channel(netio::driver::COMMAND_BOUND);
     let (persist, _persisted) = mpsc::channel(1);
-    let interfaces = netmon::watch(&group);
-    let mut known = interfaces.clone();
     Driver::spawn(
         Parts {
             machine: Machine::Server(Box::new(server)),
@@ -112,10 +121,7 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     }
     let host = match args.public_host {
         Some(host) => host,
-        None => {
-            let _ = tokio::time::timeout(Duration::from_secs(1), known.changed()).await;
-            first_address(&known.borrow_and_update())
-        }
+        None => first_address(&known),
     };
     let stop = stop_signal();
     render::print(&format!("udp://{host}:{port}?k={keys}"))?;
@@ -162,4 +168,15 @@ fn first_address(interfaces: &netmon::Interfaces) -> PublicHost {
     let candidates: Vec<IpAddr> = interfaces.candidates().collect();
     let best = candidates.iter().find(|ip| ip.is_ipv4()).or(candidates.first());
     best.copied().unwrap_or(Ipv4Addr::LOCALHOST.into()).into()
+}
+
+/// Two public IPv4 addresses of the host, if it has as many.
+fn two_addresses(interfaces: &netmon::Interfaces) -> Vec<IpAddr> {
+    let is_public = |ip: &IpAddr| match ip {
+        // Private ones, and the carriers' (RFC 6598).
+        IpAddr::V4(v4) => !v4.is_private() && !matches!(v4.octets(), [100, 64..=127, ..]),
+        IpAddr::V6(_) => false,
+    };
+    let found: Vec<IpAddr> = interfaces.candidates().filter(is_public).take(2).collect();
+    if found.len() < 2 { Vec::new() } else { found }
 }

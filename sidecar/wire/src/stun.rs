@@ -22,7 +22,7 @@ pub const MAX_LEN: usize = 1500;
 const BINDING: u16 = 0x0001;
 
 const MAPPED_ADDRESS: u16 = 0x0001;
-const CHANGE_REQUEST: u16 = 0x0003;
+pub const CHANGE_REQUEST: u16 = 0x0003;
 const USERNAME: u16 = 0x0006;
 const MESSAGE_INTEGRITY: u16 = 0x0008;
 const ERROR_CODE: u16 = 0x0009;
@@ -37,6 +37,9 @@ const SOFTWARE: u16 = 0x8022;
 const FINGERPRINT: u16 = 0x8028;
 const RESPONSE_ORIGIN: u16 = 0x802b;
 const OTHER_ADDRESS: u16 = 0x802c;
+/// Ours, of the range that need not be understood: `u16 seconds │ u16 0`, after which the one answer comes. RFC 5780 §4.6 has
+/// the answer sent to another port to learn how long a NAT remembers; that would let anybody aim our packets.
+const DELAY: u16 = 0xc0e5;
 
 const FINGERPRINT_LEN: usize = 8;
 const FINGERPRINT_XOR: u32 = 0x5354_554e;
@@ -77,6 +80,8 @@ pub struct Message<'a> {
     /// The server's other address and port; only one that can test filtering has them.
     pub other: Option<SocketAddr>,
     pub change: Change,
+    /// Seconds until the answer is wanted.
+    pub delay: u16,
     pub software: Option<&'a str>,
     /// Code 300–699 of an error response.
     pub error: Option<u16>,
@@ -113,6 +118,7 @@ impl<'a> Message<'a> {
             origin: None,
             other: None,
             change: Change::default(),
+            delay: 0,
             software: None,
             error: None,
             unknown: Vec::new(),
@@ -156,6 +162,7 @@ impl<'a> Message<'a> {
                     let code = u16::from(class & 7).checked_mul(100)?.checked_add(number.into())?;
                     message.error = Some(code);
                 }
+                DELAY => message.delay = u16::from_be_bytes(array(value, 0)?),
                 SOFTWARE => message.software = std::str::from_utf8(value).ok(),
                 PADDING | USERNAME | REALM | NONCE | UNKNOWN_ATTRIBUTES => {}
                 // Answering to a port of the asker's choice would make us a reflector.
@@ -170,12 +177,16 @@ impl<'a> Message<'a> {
     }
 }
 
-/// A Binding request of [`REQUEST_LEN`] bytes.
-pub fn request(transaction: TransactionId, change: Change) -> Vec<u8> {
+/// A Binding request of [`REQUEST_LEN`] bytes, to be answered after `delay` seconds.
+pub fn request(transaction: TransactionId, change: Change, delay: u16) -> Vec<u8> {
     let mut message = Builder::new(Class::Request, transaction);
     if change != Change::default() {
         let flags = u32::from(change.ip) << 2 | u32::from(change.port) << 1;
         message.attribute(CHANGE_REQUEST, &flags.to_be_bytes());
+    }
+    if delay > 0 {
+        let [high, low] = delay.to_be_bytes();
+        message.attribute(DELAY, &[high, low, 0, 0]);
     }
     // SOFTWARE, because PADDING must be understood and many servers do not.
     let room = REQUEST_LEN.saturating_sub(message.bytes.len()).saturating_sub(FINGERPRINT_LEN + 4);

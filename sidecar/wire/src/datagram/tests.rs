@@ -155,7 +155,7 @@ fn whois_and_versions_have_known_bytes() {
 
 #[test]
 fn stun_is_told_by_its_cookie() {
-    let request = crate::stun::request(crate::stun::TransactionId([1; 12]), Default::default());
+    let request = crate::stun::request(crate::stun::TransactionId([1; 12]), Default::default(), 0);
     assert_eq!(Datagram::parse(&request), Some(Datagram::Stun(&request)));
     assert_eq!(Datagram::parse(&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x43]), None);
     assert_eq!(Datagram::parse(&[0, 1, 0, 0, 0x21, 0x12, 0xa4]), None);

@@ -71,19 +71,30 @@ fn our_request_has_known_bytes() {
     expected.extend_from_slice(format!("{:<60}", "easynet").as_bytes());
     expected.extend_from_slice(&hex("80280004"));
 
-    let bytes = request(TRANSACTION, Change { ip: true, port: true });
+    let bytes = request(TRANSACTION, Change { ip: true, port: true }, 0);
 
     assert_eq!(bytes.len(), REQUEST_LEN);
     assert_eq!(bytes[..96], expected);
     let message = Message::parse(&bytes).unwrap();
     assert_eq!(message.change, Change { ip: true, port: true });
     assert!(message.fingerprint && message.unknown.is_empty());
-    assert_eq!(request(TRANSACTION, Change::default()).len(), REQUEST_LEN);
+    assert_eq!(request(TRANSACTION, Change::default(), 0).len(), REQUEST_LEN);
+}
+
+#[test]
+fn a_question_that_wants_its_answer_late_is_no_longer_and_known_bytes() {
+    let bytes = request(TRANSACTION, Change::default(), 300);
+
+    assert_eq!(bytes.len(), REQUEST_LEN);
+    assert_eq!(bytes[20..28], [0xc0, 0xe5, 0, 4, 1, 44, 0, 0]);
+    assert_eq!(Message::parse(&bytes).unwrap().delay, 300);
+    let cut = hex("00010004 2112a442 b7e7a701 bc34d686 fa87dfae c0e50000");
+    assert_eq!(Message::parse(&cut), None, "it has no value");
 }
 
 #[test]
 fn the_fullest_answer_is_as_long_as_our_question() {
-    let question = request(TRANSACTION, Change::default());
+    let question = request(TRANSACTION, Change::default(), 0);
     let from = "[2001:db8:1234:5678:11:2233:4455:6677]:32853".parse().unwrap();
     let origin = "[2001:db8::1]:3478".parse().unwrap();
     let other = "[2001:db8::2]:3479".parse().unwrap();
