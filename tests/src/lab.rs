@@ -439,6 +439,13 @@ impl Site {
         self.reboot_nat();
     }
 
+    /// Lets the hosts that are there see the router alone, as a hotel's network does.
+    pub fn isolate_hosts(&self) {
+        self.router.run(
+            "for port in $(ls /sys/class/net/lan0/brif); do bridge link set dev $port isolated on; done",
+        );
+    }
+
     /// The NAT forgets all flows.
     pub fn reboot_nat(&self) {
         self.router.run("conntrack -F");

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{net::UdpSocket, time::Duration};
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
 
 use tests::lab::{Host, Lab, Nat, Node, Site, inside, node};
 
@@ -81,6 +84,58 @@ fn poison(leaky: &Site, other: &Site) {
     let tracked = leaky.router.run("conntrack -L -p udp");
     let early = format!("src={} dst={} sport=11010", other.router.address, leaky.router.address);
     assert!(tracked.contains(&early), "{tracked}");
+}
+
+/// Two in one hotel: their access points part them, its router may join them.
+fn meet_beside(nat: Nat) -> bool {
+    let mut lab = Lab::new();
+    let relay = lab.public_host("relay");
+    let mut site = lab.site("ra", nat);
+    let hosts = [lab.host(&mut site, "a"), lab.host(&mut site, "b")];
+    site.isolate_hosts();
+    let seen = hosts[0].ping(&hosts[1].address, 2, Duration::from_millis(50));
+    assert_eq!(seen.lost(), 2, "they cannot see each other");
+    become_direct(lab, relay, hosts, &format!("{nat:?} with both behind it"))
+}
+
+#[test]
+fn nat_hairpin_joins_two_behind_it_that_cannot_see_each_other() {
+    assert!(meet_beside(Nat::Hairpin));
+}
+
+#[test]
+fn nat_without_hairpin_leaves_two_behind_it_that_cannot_see_each_other_on_the_relay() {
+    assert!(!meet_beside(Nat::PortRestricted));
+}
+
+/// The server has two addresses, so that it can tell all three filters.
+#[test]
+fn a_node_finds_out_what_its_nat_lets_in_and_what_it_turns_back() {
+    for (nat, filtering, hairpin) in [
+        (Nat::PortRestricted, "apdf", false),
+        (Nat::Restricted, "adf", false),
+        (Nat::FullCone, "eif", false),
+        (Nat::Hairpin, "eif", true),
+        (Nat::Symmetric, "apdf", false),
+    ] {
+        let mut lab = Lab::new();
+        let relay = lab.public_host("relay");
+        let (net, _) = relay.address.rsplit_once('.').unwrap();
+        relay.run(&format!("ip addr add {net}.3/24 dev wan0"));
+        let mut site = lab.site("ra", nat);
+        let host = lab.host(&mut site, "a");
+        let (_server, url) = node::server(&mut lab, &relay, "server", "");
+        let node = Node::start(&lab, &host, "a", &[&url], "");
+        node.wait("ready", Duration::from_secs(15));
+
+        let began = Instant::now();
+        let mut found = node.json("nat")["v4"].clone();
+        while (&found["filtering"], &found["hairpin"]) != (&filtering.into(), &hairpin.into()) {
+            assert!(began.elapsed() < Duration::from_secs(15), "{nat:?}: {found}\n{}", node.log());
+            std::thread::sleep(Duration::from_millis(200));
+            found = node.json("nat")["v4"].clone();
+        }
+    }
 }
 
 /// The provider translates once more.

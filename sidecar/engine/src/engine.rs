@@ -379,6 +379,9 @@ impl Engine {
             while let Some(output) = self.punch.poll_output() {
                 self.on_punch_output(output, now);
             }
+            while let Some(output) = self.nat.poll_output() {
+                self.on_behaviour_output(output);
+            }
             while let Some(output) = self.ports.poll_output() {
                 self.on_port_output(output, now);
             }

@@ -5,6 +5,8 @@
 //! answer is used at once. No address, no answer, no server are results too (unknown), tried again with
 //! back-off and never in a loop.
 
+pub(crate) mod behaviour;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
@@ -19,7 +21,10 @@ use wire::{
     stun::{self, Change, Class, Message, TransactionId},
 };
 
-use crate::{event::Interface, path::addr::SocketId};
+use crate::{
+    event::{Interface, Socket},
+    path::addr::SocketId,
+};
 
 /// Waits after each question, then the round is over (RFC 8489 §6.2.1 in a hurry).
 const RETRANSMIT: [Duration; 4] = [
@@ -72,9 +77,12 @@ pub struct Ask {
 pub(crate) struct Question {
     to: SocketAddr,
     transaction: TransactionId,
+    change: Change,
+    delay: u16,
     tries: usize,
     due: Option<Instant>,
-    mapped: Option<SocketAddr>,
+    /// Who answered, and where it saw us; nowhere if it refused.
+    answer: Option<(SocketAddr, Option<SocketAddr>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -95,6 +103,11 @@ pub struct Discovery {
     rounds: BTreeMap<Family, Round>,
     servers: BTreeSet<SocketAddr>,
     interfaces: Vec<Interface>,
+    /// Servers that can answer from another address.
+    movable: BTreeSet<SocketAddr>,
+    /// The external addresses of the NAT that `behaviour` is about.
+    tested_behind: Vec<Vec<u8>>,
+    behaviour: behaviour::Tests,
 }
 
 impl Discovery {
@@ -137,6 +150,7 @@ impl Discovery {
         for round in self.rounds.values_mut() {
             round.results.clear();
         }
+        self.behaviour.forget();
         self.restart(Family::V4, now);
         self.restart(Family::V6, now);
     }
@@ -186,7 +200,17 @@ impl Discovery {
             .values()
             .filter(|round| round.tests.is_empty())
             .filter_map(|round| round.next);
-        asks.chain(rounds).min()
+        asks.chain(rounds).chain(self.behaviour.poll_timeout()).min()
+    }
+
+    /// Sockets that are wanted, or not any more.
+    pub(crate) fn poll_output(&mut self) -> Option<behaviour::Output> {
+        self.behaviour.poll_output()
+    }
+
+    /// What became of a socket that was wanted; false if it was not by this.
+    pub fn opened(&mut self, open: u32, socket: Option<Socket>, now: Instant) -> bool {
+        self.behaviour.opened(open, socket, now)
     }
 
     /// Gives the questions that are due; true if a round ended and the profile may have changed.
@@ -209,14 +233,50 @@ impl Discovery {
                 ended = true;
             }
         }
-        (asks, ended)
+        let independent = self.rounds.get(&Family::V4).is_some_and(|round| {
+            round.mapping(self.is_local(round)) == Behaviour::EndpointIndependent
+        });
+        let (more, found) = self.behaviour.handle_timeout(independent, rng, now);
+        asks.extend(more);
+        if ended {
+            self.test_behaviour(now);
+        }
+        (asks, ended || found)
     }
 
-    /// Takes a STUN answer; true if it was to one of our questions.
-    pub fn answered(&mut self, message: &Message<'_>, now: Instant) -> bool {
+    /// What is found out only once where the NAT maps us is known.
+    fn test_behaviour(&mut self, now: Instant) {
+        let Some(round) = self.rounds.get(&Family::V4) else { return };
+        let translated = !matches!(round.mapping(self.is_local(round)), Behaviour::None);
+        let external = round.external();
+        // One of several addresses may be missing for once.
+        let anew = !external.iter().any(|ip| self.tested_behind.contains(ip));
+        let servers = round.results.iter().map(|(main, _)| {
+            let is_second = |other: &&SocketAddr| other.ip() == main.ip() && *other != main;
+            behaviour::Servers {
+                main: *main,
+                second: self.servers.iter().find(is_second).copied(),
+                has_other_address: self.movable.contains(main),
+            }
+        });
+        let Some(servers) = servers.max_by_key(behaviour::Servers::rank) else { return };
+        if translated {
+            self.tested_behind = external;
+            self.behaviour.start(servers, anew, now);
+        } else {
+            self.behaviour.forget();
+        }
+    }
+
+    /// Takes what a STUN server, or the NAT itself, sent us; true if it has to do with a question of ours.
+    pub fn answered(&mut self, message: &Message<'_>, from: SocketAddr, now: Instant) -> bool {
+        if self.behaviour.heard(message, from, now) {
+            return true;
+        }
         if message.class != Class::Success {
             return false;
         }
+        let mut ended = false;
         let mut other = None;
         let mut known = false;
         for round in self.rounds.values_mut() {
@@ -224,8 +284,11 @@ impl Discovery {
                 continue;
             };
             known = true;
-            test.take(message);
+            test.take(message, from);
             other = message.other;
+            if other.is_some_and(|other| other.ip() != test.to.ip()) {
+                self.movable.insert(test.to);
+            }
             if round.results.is_empty()
                 && let Some(mapped) = message.mapped
             {
@@ -233,10 +296,14 @@ impl Discovery {
             }
             if round.tests.iter().all(|test| test.due.is_none()) {
                 round.finish(now);
+                ended = true;
             }
         }
         if let Some(other) = other {
             self.add_server(other, now);
+        }
+        if ended {
+            self.test_behaviour(now);
         }
         known
     }
@@ -248,9 +315,7 @@ impl Discovery {
             let local = self.is_local(round);
             let mapping = round.mapping(local);
             profile.mapping = mapping as i32;
-            if mapping == Behaviour::None {
-                profile.filtering = Behaviour::Unknown as i32;
-            }
+            self.behaviour.describe(&mut profile);
             let (allocation, first, second) = round.allocation();
             profile.allocation = allocation as i32;
             profile.allocation_first = first;
@@ -347,7 +412,25 @@ impl Question {
     pub(crate) fn new(to: SocketAddr, rng: &mut ChaCha12Rng, now: Instant) -> Self {
         let mut transaction = [0; 12];
         rng.fill_bytes(&mut transaction);
-        Self { to, transaction: TransactionId(transaction), tries: 0, due: Some(now), mapped: None }
+        Self {
+            to,
+            transaction: TransactionId(transaction),
+            change: Change::default(),
+            delay: 0,
+            tries: 0,
+            due: Some(now),
+            answer: None,
+        }
+    }
+
+    /// To be answered from elsewhere.
+    pub(crate) fn changed(self, change: Change) -> Self {
+        Self { change, ..self }
+    }
+
+    /// To be answered after so many seconds, and said only once.
+    pub(crate) fn late(self, delay: u16) -> Self {
+        Self { delay, tries: RETRANSMIT.len() - 1, ..self }
     }
 
     /// When it is said again, or is over; nothing once it is.
@@ -357,7 +440,22 @@ impl Question {
 
     /// Where the server saw it come from.
     pub(crate) fn mapped(&self) -> Option<SocketAddr> {
-        self.mapped
+        self.answer.and_then(|(_, mapped)| mapped)
+    }
+
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answer.is_some()
+    }
+
+    /// Whether it was granted that the answer come from elsewhere.
+    pub(crate) fn is_answered_from_elsewhere(&self) -> bool {
+        self.answer.is_some_and(|(from, mapped)| from != self.to && mapped.is_some())
+    }
+
+    /// Whether it was answered, or said often enough.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.is_answered()
+            || self.due.is_none_or(|due| due <= now && self.tries >= RETRANSMIT.len())
     }
 
     /// Says it, out of `socket`, if it is due.
@@ -367,7 +465,7 @@ impl Question {
         self.tries += 1;
         self.due = wait.map(|wait| now + wait);
         wait?;
-        let bytes = stun::request(self.transaction, Change::default(), 0);
+        let bytes = stun::request(self.transaction, self.change, self.delay);
         Some(Ask { socket, to: self.to, bytes })
     }
 
@@ -375,16 +473,17 @@ impl Question {
         self.transaction == message.transaction
     }
 
-    pub(crate) fn take(&mut self, message: &Message<'_>) {
+    pub(crate) fn take(&mut self, message: &Message<'_>, from: SocketAddr) {
         self.due = None;
-        self.mapped = message.mapped;
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        self.answer = self.answer.or(Some((from, message.mapped)));
     }
 }
 
 impl Round {
     fn finish(&mut self, now: Instant) {
         let results: Vec<(SocketAddr, SocketAddr)> =
-            self.tests.iter().filter_map(|test| Some((test.to, test.mapped?))).collect();
+            self.tests.iter().filter_map(|test| Some((test.to, test.mapped()?))).collect();
         self.tests.clear();
         self.tested = Some(now);
         if results.is_empty() {

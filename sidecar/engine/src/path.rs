@@ -58,7 +58,7 @@ const BICAST: Duration = Duration::from_secs(2);
 /// How often a path with traffic is measured: the primary, and the warm ones.
 const MEASURE_PRIMARY: Duration = Duration::from_secs(5);
 const MEASURE_WARM: Duration = Duration::from_secs(10);
-/// Keeps the bindings of NATs alive, which last 30 s and more.
+/// Keeps the bindings of NATs alive, which last 30 s and more, unless this one is known to forget sooner.
 const KEEPALIVE: Duration = Duration::from_secs(25);
 /// With or without traffic a primary that works is heard of within this: two probes and some.
 const FRESH: Duration = Duration::from_secs(55);
@@ -172,6 +172,7 @@ pub struct Agent {
     active: bool,
     /// The longest datagram that the mesh needs.
     wanted: u16,
+    keepalive: Duration,
     outputs: VecDeque<Output>,
 }
 
@@ -191,6 +192,7 @@ impl Agent {
             next_txid: txid,
             active: false,
             wanted,
+            keepalive: KEEPALIVE,
             outputs: VecDeque::new(),
         }
     }
@@ -244,6 +246,12 @@ impl Agent {
         for path in self.paths.values_mut().filter(|path| path.acks > 0) {
             path.mtu.want(wanted, now);
         }
+    }
+
+    /// The NAT before us remembers a flow for `lifetime` at least; nothing if that is not known. Each path heeds it from its
+    /// next probe on.
+    pub fn remembered_for(&mut self, lifetime: Option<Duration>) {
+        self.keepalive = lifetime.map_or(KEEPALIVE, |lifetime| KEEPALIVE.min(lifetime * 3 / 4));
     }
 
     /// The ground may have moved: everything is probed now.
@@ -633,7 +641,7 @@ impl Agent {
                     State::Warm if trouble => URGENT,
                     State::Warm if path.probes < FIRST_PROBES => FIRST_SPACING,
                     State::Warm if busy => MEASURE_WARM,
-                    State::Primary | State::Warm => KEEPALIVE,
+                    State::Primary | State::Warm => self.keepalive,
                     State::Probing if trouble => URGENT * 2,
                     State::Probing if path.probes < FIRST_PROBES => FIRST_SPACING,
                     State::Probing => MEASURE_WARM,

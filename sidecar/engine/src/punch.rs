@@ -316,8 +316,13 @@ fn schedule(
     openers: bool,
     t0: Instant,
 ) -> impl Iterator<Item = (Instant, SocketAddr, Option<u8>)> {
+    let turns_back = ours.profile.hairpin != Some(false) && theirs.profile.hairpin != Some(false);
     let reach = |candidate: &&Candidate| {
         candidate.transport == Transport::Udp
+            && (plan.strategy != Strategy::Lan
+                || candidate.kind == CandidateKind::Host
+                || candidate.addr.is_ipv6()
+                || turns_back)
             && useful(candidate.addr.ip())
             && (plan.strategy != Strategy::Relay || candidate.kind == CandidateKind::Host)
             && (candidate.kind != CandidateKind::Host

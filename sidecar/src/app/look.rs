@@ -412,10 +412,18 @@ fn node_page(node: &view::Node) -> String {
 }
 
 fn nat_page(nat: &view::Nat) -> String {
+    let hairpin = match nat.v4.hairpin {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "unknown",
+    };
+    let lifetime = nat.v4.lifetime_s.map(|seconds| format!("{seconds} s and more"));
     pairs(&[
         ("IPv4 mapping", nat.v4.mapping.clone()),
         ("IPv4 filtering", nat.v4.filtering.clone()),
         ("IPv4 ports", nat.v4.allocation.kind.clone()),
+        ("IPv4 hairpin", hairpin.to_owned()),
+        ("IPv4 lifetime", or_dash(lifetime.as_ref())),
         ("IPv4 external", listed(&nat.v4.external, "  ")),
         ("IPv6", nat.v6.kind.clone()),
         ("IPv6 external", listed(&nat.v6.external, "  ")),

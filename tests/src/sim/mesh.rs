@@ -44,6 +44,8 @@ use super::{
 /// Something that is done to the mesh at a time.
 pub type Deed = Box<dyn FnOnce(&mut Mesh)>;
 
+/// Where servers answer STUN too.
+const STUN_PORT: u16 = PORT + 1;
 /// How often `run_until` asks.
 const ASK: Duration = Duration::from_millis(250);
 
@@ -176,6 +178,20 @@ impl Mesh {
         let member = Member::new(number as u64, &self.master);
         self.members.push(Post { station, member, site, names: Vec::new(), starts: 0 });
         number
+    }
+
+    /// Adds a member behind the edge of another one, which starts now.
+    #[must_use]
+    pub fn node_beside(mut self, other: usize) -> Self {
+        let uplink = self.world.net.uplink(self.host(other)).expect("it is plugged in");
+        let (segment, v4, v6) = (uplink.segment, uplink.v4.is_some(), uplink.v6.is_some());
+        let site = self.members[other].site;
+        let number = self.add(site, 10.ms());
+        let host = self.host(number);
+        self.world.net.unplug(host);
+        self.world.net.plug(host, segment, v4, v6, Link::of(200.us()));
+        self.start(number);
+        self
     }
 
     /// Gives a member a second uplink, which carries while the first is down.
@@ -355,6 +371,7 @@ impl Mesh {
         let mut node = Node::server(number as u64, !seed, unix, now);
         node.lag = self.lag;
         self.world.start(self.servers[number], node);
+        self.world.listen(self.servers[number], STUN_PORT);
     }
 
     pub fn stop_server(&mut self, number: usize) {

@@ -227,6 +227,8 @@ pub struct Net {
     next_public: u32,
     next_edge: u32,
     next_lan: BTreeMap<EdgeId, u32>,
+    /// Insides whose hosts cannot see each other.
+    isolated: BTreeSet<EdgeId>,
     /// Draws for everything that makes edges differ.
     edge_seed: u64,
 }
@@ -246,6 +248,7 @@ impl Net {
             next_public: 0,
             next_edge: 0,
             next_lan: BTreeMap::new(),
+            isolated: BTreeSet::new(),
             edge_seed: seed,
         }
     }
@@ -325,6 +328,15 @@ impl Net {
 
     pub fn edge_mut(&mut self, edge: EdgeId) -> &mut Edge {
         &mut self.edges[edge.0].0
+    }
+
+    /// Lets the hosts behind an edge see the edge alone, as a hotel's network does.
+    pub fn isolate(&mut self, edge: EdgeId) {
+        self.isolated.insert(edge);
+    }
+
+    pub fn is_isolated(&self, edge: EdgeId) -> bool {
+        self.isolated.contains(&edge)
     }
 
     pub fn edge_link_mut(&mut self, edge: EdgeId) -> &mut Link {
@@ -525,6 +537,11 @@ impl Net {
             };
             packet.ttl = ttl;
             now += self.distance(from, to);
+        }
+        if let (Segment::Inside(edge), Member::Host(_), Member::Host(_)) = (segment, from, to)
+            && self.isolated.contains(&edge)
+        {
+            return self.lose(Lost::Unroutable);
         }
         let uplink = match to {
             Member::Host(host) => self.hosts[host.0]

@@ -130,10 +130,12 @@ pub fn direct_path_possible<M: Machine>(world: &World<M>, a: StationId, b: Stati
     let net = &world.net;
     let (a, b) = (world.host(a), world.host(b));
     let (Some(uplink_a), Some(uplink_b)) = (net.uplink(a), net.uplink(b)) else { return false };
-    if uplink_a.segment == uplink_b.segment && uplink_a.segment != Segment::Internet {
+    let (edges_a, edges_b) = (net.edges_before(a), net.edges_before(b));
+    let is_isolated = edges_a.first().is_some_and(|&edge| net.is_isolated(edge));
+    if uplink_a.segment == uplink_b.segment && uplink_a.segment != Segment::Internet && !is_isolated
+    {
         return uplink_a.v4.is_some() == uplink_b.v4.is_some();
     }
-    let (edges_a, edges_b) = (net.edges_before(a), net.edges_before(b));
     let udp = |edges: &[EdgeId]| edges.iter().all(|&edge| net.edge(edge).behaviour.udp);
     if !udp(&edges_a) || !udp(&edges_b) || !net.connected(net.place(a), net.place(b)) {
         return false;
@@ -144,8 +146,9 @@ pub fn direct_path_possible<M: Machine>(world: &World<M>, a: StationId, b: Stati
     if uplink_a.v4.is_none() || uplink_b.v4.is_none() {
         return false;
     }
-    // Behind one carrier's NAT only a hairpin would do, which nobody promises.
-    if edges_a.iter().any(|edge| edges_b.contains(edge)) {
+    // Behind one NAT only a hairpin does.
+    let shared = edges_a.iter().find(|edge| edges_b.contains(edge));
+    if shared.is_some_and(|&edge| !net.edge(edge).behaviour.hairpin) {
         return false;
     }
     let all = |edges: &[EdgeId], f: fn(&Behaviour) -> bool| {

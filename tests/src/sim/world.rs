@@ -244,6 +244,14 @@ impl<M: Machine> World<M> {
         self.tell_underlay(id);
     }
 
+    /// Opens a further port of a station, in both families.
+    pub fn listen(&mut self, id: StationId, port: u16) {
+        let station = &mut self.stations[id.0];
+        station.open_socket(port, false, false);
+        station.open_socket(port, true, false);
+        self.tell_sockets(id);
+    }
+
     /// Ends a machine without a word: its sockets and connections are gone.
     pub fn stop(&mut self, id: StationId) -> Option<M> {
         let station = &mut self.stations[id.0];

@@ -17,7 +17,7 @@ use crate::{
     config::{P2p, PunchMode},
     drops::DropReason,
     event::{Event, Notice, NoticeKind, Socket, Transmit},
-    nat::{self, MAX_FRESH},
+    nat::{self, MAX_FRESH, behaviour},
     path::{
         self, State, Way,
         addr::{Arrival, Hop, SocketId},
@@ -451,7 +451,16 @@ impl Engine {
     }
 
     pub(super) fn on_socket_opened(&mut self, open: u32, socket: Option<Socket>, now: Instant) {
-        self.ports.opened(open, socket, self.nat.nearest(), &mut self.rng, now);
+        if !self.nat.opened(open, socket, now) {
+            self.ports.opened(open, socket, self.nat.nearest(), &mut self.rng, now);
+        }
+    }
+
+    pub(super) fn on_behaviour_output(&mut self, output: behaviour::Output) {
+        self.events.push_back(match output {
+            behaviour::Output::Open { open } => Event::OpenSocket { open },
+            behaviour::Output::Close { socket } => Event::CloseSocket(socket),
+        });
     }
 
     fn close_socket(&mut self, id: SocketId, now: Instant) {
@@ -578,15 +587,16 @@ impl Engine {
         candidates
     }
 
-    pub(super) fn on_stun(&mut self, bytes: &[u8], now: Instant) {
+    pub(super) fn on_stun(&mut self, arrival: Arrival, bytes: &[u8], now: Instant) {
+        let from = arrival.hop.remote();
         let Some(message) = Message::parse(bytes) else {
             return self.drop_packet(DropReason::Malformed);
         };
-        if self.ports.answered(&message, now) {
+        if self.ports.answered(&message, from, now) {
             return;
         }
         let before = (self.nat.profile(), self.nat.candidates());
-        if !self.nat.answered(&message, now) {
+        if !self.nat.answered(&message, from, now) {
             return self.drop_packet(DropReason::Malformed);
         }
         self.reachability_may_have_changed(&before, now);
@@ -614,15 +624,29 @@ impl Engine {
         now: Instant,
     ) {
         let profile = self.nat.profile();
-        if profile != before.0 {
+        if profile.lifetime_s != before.0.lifetime_s {
+            let lifetime = self.lifetime();
+            for peer in self.peers.values_mut() {
+                peer.agent.remembered_for(lifetime);
+            }
+        }
+        // How long it remembers makes no other path possible.
+        if profile != (NatProfile { lifetime_s: profile.lifetime_s, ..before.0.clone() }) {
             let notice = Notice::new(NoticeKind::NatProfile, None, "NAT behaviour found")
-                .with("mapping", profile.mapping().mapping_str());
+                .with("mapping", profile.mapping().mapping_str())
+                .with("filtering", profile.filtering().filtering_str());
             self.notice(notice);
         } else if self.nat.candidates() == before.1 {
             return;
         }
         self.endpoints_revision += 1;
         self.tell_endpoints(now);
+    }
+
+    /// How long the NAT before us remembers a flow, if that is known.
+    pub(super) fn lifetime(&self) -> Option<Duration> {
+        let seconds = self.nat.profile().lifetime_s;
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
     }
 
     /// Tells everybody who still reaches us over a relay where we are.

@@ -37,7 +37,7 @@ impl Engine {
             Some(Datagram::Versions(versions)) => self.on_versions(&versions),
             Some(Datagram::Probe(probe)) => self.on_probe(arrival, &probe, now),
             Some(Datagram::Whois(whois)) => self.on_whois(arrival, &whois, now),
-            Some(Datagram::Stun(bytes)) => self.on_stun(bytes, now),
+            Some(Datagram::Stun(bytes)) => self.on_stun(arrival, bytes, now),
             Some(Datagram::Data(data)) => self.on_data(arrival, data.receiver_index, bytes, now),
             Some(Datagram::Transit(_)) | None => self.drop_packet(DropReason::Malformed),
         }
@@ -52,7 +52,9 @@ impl Engine {
         if !self.peers.contains_key(&node) {
             let txid = self.rng.next_u64();
             let datagram = self.longest_datagram();
-            self.peers.insert(node, Peer::new(keys, kind, txid, datagram));
+            let mut peer = Peer::new(keys, kind, txid, datagram);
+            peer.agent.remembered_for(self.lifetime());
+            self.peers.insert(node, peer);
             self.by_short.insert(node.short(), node);
         }
         self.peers.get_mut(&node)

@@ -32,7 +32,13 @@ fn discover(
             let Some(mapped) = see(ask.to) else { continue };
             let question = Message::parse(&ask.bytes).unwrap();
             let answer = stun::answer(&question, addr(mapped), None, None);
-            assert!(discovery.answered(&Message::parse(&answer).unwrap(), now));
+            assert!(discovery.answered(&Message::parse(&answer).unwrap(), ask.to, now));
+        }
+        // What the NAT does beyond mapping is `behaviour`'s matter.
+        while let Some(output) = discovery.poll_output() {
+            if let behaviour::Output::Open { open } = output {
+                assert!(discovery.opened(open, None, now));
+            }
         }
         let Some(next) = discovery.poll_timeout() else { break };
         if next > now + Duration::from_secs(4) {

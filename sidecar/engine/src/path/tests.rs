@@ -261,3 +261,17 @@ fn what_never_answers_is_forgotten_and_a_quiet_peer_costs_a_keepalive() {
     world.run(ms(100_000));
     assert!(world.agent.next_txid - before <= 10, "{}", world.agent.next_txid - before);
 }
+
+#[test]
+fn behind_a_nat_that_forgets_soon_a_quiet_path_is_kept_alive_the_more_often() {
+    let mut world = World::new();
+    world.rtt.insert(direct(), ms(40));
+    world.agent.add(direct(), world.now);
+    world.agent.remembered_for(Some(ms(14_000)));
+    world.run(ms(60_000));
+
+    let before = world.agent.next_txid;
+    world.run(ms(105_000));
+
+    assert_eq!(world.agent.next_txid - before, 10, "one in 10.5 s");
+}

@@ -178,12 +178,12 @@ impl Ports {
     }
 
     /// Takes a STUN answer; true if it was to one of our questions.
-    pub fn answered(&mut self, message: &Message<'_>, now: Instant) -> bool {
+    pub fn answered(&mut self, message: &Message<'_>, from: SocketAddr, now: Instant) -> bool {
         for entry in self.entries.values_mut() {
             let Some(question) = entry.questions.iter_mut().find(|one| one.is_of(message)) else {
                 continue;
             };
-            question.take(message);
+            question.take(message, from);
             if let (Some(port), Some(mapped)) = (&mut entry.port, question.mapped()) {
                 port.mapped = port.mapped.or(Some(mapped));
                 if entry.stage == Stage::Asking {

@@ -201,3 +201,29 @@ fn an_attempt_that_was_asked_for_counts_as_one_failure() {
         assert!((expected * 0.8 - 0.5..=expected * 1.2 + 0.5).contains(wait), "{waits:?}");
     }
 }
+
+#[test]
+fn neighbours_try_the_nat_itself_unless_it_is_known_to_turn_nothing_back() {
+    let t0 = Instant::now();
+    let mut rng = ChaCha12Rng::from_seed([1; 32]);
+    let mut addrs = candidates(&["198.51.100.1:1", "192.168.1.3:1"]);
+    addrs[1].kind = CandidateKind::Host;
+    for (hairpin, expected) in [(None, 2), (Some(true), 2), (Some(false), 1)] {
+        let mut coordinator = Coordinator::new(ME, t0);
+        let theirs = NatProfile { hairpin, ..cone() };
+        let ours = Side { profile: &cone(), candidates: &[] };
+        let theirs = Side { profile: &theirs, candidates: &addrs };
+        coordinator.start(PEER, ours, theirs, at(t0), t0);
+
+        coordinator.handle_timeout(&mut rng, t0 + LINGER);
+
+        let tried: BTreeSet<SocketAddr> = drain(&mut coordinator)
+            .into_iter()
+            .filter_map(|output| match output {
+                Output::Probe { to, .. } => Some(to),
+                Output::Request { .. } | Output::Started { .. } | Output::Ended { .. } => None,
+            })
+            .collect();
+        assert_eq!(tried.len(), expected, "{hairpin:?}: {tried:?}");
+    }
+}

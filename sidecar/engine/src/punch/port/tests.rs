@@ -53,7 +53,7 @@ impl Bench {
         let question = Message::parse(&ask.bytes).unwrap();
         let seen = "198.51.100.1:40007".parse().unwrap();
         let answer = stun::answer(&question, seen, None, None);
-        assert!(self.ports.answered(&Message::parse(&answer).unwrap(), self.now));
+        assert!(self.ports.answered(&Message::parse(&answer).unwrap(), ask.to, self.now));
         let ready = Output::Ready { peer: PEER, purpose: Purpose::Request };
         assert_eq!(self.outputs(), [ready]);
         self.ports.of(PEER).unwrap()
