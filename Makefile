@@ -40,6 +40,7 @@ image:
 	@RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile dist --target $(STATIC) -p sidecar -p operator --bins
 	@image/root target/$(STATIC)/dist dist/root
 	@image/pack dist/root easynet:dev dist/easynet-image.tar
+	@image/check dist/easynet-image.tar
 	@image/load dist/easynet-image.tar
 
 ## chart: dist/easynet-VERSION.tgz, for helm install

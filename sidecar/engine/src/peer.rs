@@ -28,7 +28,7 @@ use crate::{
     reassembly::{Reassembly, RemoteClock},
 };
 
-/// Sessions are renewed by their initiator after this long (`protocol.md` §2).
+/// Sessions are renewed by their initiator after this long, as `docs/protocol.md` has it.
 const REKEY_AFTER: Duration = Duration::from_secs(120);
 /// Keys older than this neither seal nor open.
 const REJECT_AFTER: Duration = Duration::from_secs(180);

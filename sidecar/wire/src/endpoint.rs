@@ -183,7 +183,7 @@ pub struct NatProfile {
     /// Seconds a UDP binding lives without traffic; 0 is unknown.
     #[prost(uint32, tag = "7")]
     pub lifetime_s: u32,
-    /// A packet that arrives before our own first one takes the mapping away (`nat.md` §1).
+    /// A packet that arrives before our own first one takes the mapping away.
     #[prost(bool, tag = "8")]
     pub clash_risk: bool,
     /// External addresses, 16 bytes each, IPv4 as v4-mapped.

@@ -1,7 +1,7 @@
 //! How the NAT before us filters, whether it turns packets back, and how long it remembers a flow (RFC 4787 §4.3, §5, §6).
 //!
 //! Two sockets of their own ask, never the one that carries data: a packet that nobody asked for may cost a NAT's
-//! mapping (`nat.md` §1), which is one of the things found out here.
+//! mapping (page 18 of the decisions), which is one of the things found out here.
 //!
 //! ```text
 //! Opening ─► Mapping ─► Filtering, hairpin ─┬ answered ─► from another address too? ─► Lifetime ─► Idle

@@ -1,4 +1,4 @@
-//! The table of NAT kinds, as `nat.md` §4 has it, and what RFC 4787 says of each.
+//! The table of NAT kinds, and what RFC 4787 says of each.
 
 use super::*;
 
