@@ -222,6 +222,8 @@ impl Lab {
     fn route(&self, name: &str, lan: &str) {
         self.sh(name, "sysctl -qw net.ipv4.ip_forward=1");
         self.sh(name, "ip link add lan0 type bridge; ip link set lan0 up");
+        // Where br_netfilter is loaded the bridge itself would translate, and lead what comes back in to nobody.
+        self.sh(name, "sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null || true");
         self.sh(name, &format!("ip addr add {lan} dev lan0"));
     }
 
