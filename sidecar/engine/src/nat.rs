@@ -252,7 +252,11 @@ impl Discovery {
         // One of several addresses may be missing for once.
         let anew = !external.iter().any(|ip| self.tested_behind.contains(ip));
         let servers = round.results.iter().map(|(main, _)| {
-            let is_second = |other: &&SocketAddr| other.ip() == main.ip() && *other != main;
+            // From there the unasked answer comes: who has two addresses has two ports of each beside the usual ones.
+            let is_second = |other: &&SocketAddr| {
+                let alike = self.movable.contains(*other) == self.movable.contains(main);
+                other.ip() == main.ip() && *other != main && alike
+            };
             behaviour::Servers {
                 main: *main,
                 second: self.servers.iter().find(is_second).copied(),
@@ -370,7 +374,7 @@ impl Discovery {
     }
 
     /// IPv4 servers that answered lately, to be asked where another socket than the usual one is seen.
-    pub fn nearest(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn responders(&self) -> impl Iterator<Item = SocketAddr> {
         let answered = self.rounds.get(&Family::V4).into_iter().flat_map(|round| &round.results);
         answered.map(|(server, _)| *server).take(ASKED_AT_ONCE)
     }

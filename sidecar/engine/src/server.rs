@@ -957,7 +957,7 @@ impl Server {
         others
             .map(|socket| match socket.local {
                 SocketAddr::V6(v6) if v6.ip().is_unspecified() => ([0, 0, 0, 0], v6.port()).into(),
-                addr => addr,
+                addr @ (SocketAddr::V4(_) | SocketAddr::V6(_)) => addr,
             })
             .collect()
     }

@@ -66,9 +66,12 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     let _ = tokio::time::timeout(ADDRESSES_WITHIN, known.changed()).await;
     let known = known.borrow_and_update().clone();
     for ip in two_addresses(&known) {
-        // Answers that come from the other of the two tell a full cone from a restricted one.
-        let _bound = (1..STUN_PORTS)
-            .find_map(|step| sockets.bind(SocketAddr::new(ip, port.checked_add(step)?)).ok());
+        // Answers that come from the other of the two tell a full cone from a restricted one; each has two ports, as RFC 5780
+        // has it, since a socket on all addresses does not know from which it answers.
+        let free = (1..STUN_PORTS)
+            .filter_map(|step| sockets.bind(SocketAddr::new(ip, port.checked_add(step)?)).ok());
+        let bound = free.take(2).count();
+        tracing::debug!(bound, "Answering STUN on an address of its own");
     }
     let mut seed = zeroize::Zeroizing::new([0; 32]);
     state::random(&mut *seed)?;

@@ -452,7 +452,7 @@ impl Engine {
 
     pub(super) fn on_socket_opened(&mut self, open: u32, socket: Option<Socket>, now: Instant) {
         if !self.nat.opened(open, socket, now) {
-            self.ports.opened(open, socket, self.nat.nearest(), &mut self.rng, now);
+            self.ports.opened(open, socket, self.nat.responders(), &mut self.rng, now);
         }
     }
 
