@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TOOLS := cc:gcc ip:iproute2 nft:nftables ping:iputils-ping iperf3:iperf3 conntrack:conntrack tc:iproute2
 
-.PHONY: demo demo-clusters demo-mesh test lint bench image chart prepare prepare-kube root build build-release clean
+.PHONY: demo demo-clusters demo-mesh test lint bench bench-scale image chart prepare prepare-kube root build build-release clean
 
 ## demo: two Kubernetes clusters behind NATs become one network by helm install, kubectl apply and join, explained line by line
 demo: demo-clusters
@@ -31,6 +31,10 @@ lint:
 ## bench: the targets of docs/performance.md, side by side with raw veth in one run
 bench: root prepare build-release
 	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/bench
+
+## bench-scale: two thousand nodes against one operator and a real API server, on a machine that does nothing else for two minutes
+bench-scale: root prepare prepare-kube build
+	$(CARGO) test --workspace --test operator_scale -- --include-ignored --nocapture
 
 ## image: dist/easynet-image.tar, a docker-archive named easynet:dev, and into a container engine if one answers
 image: STATIC := $(shell uname -m)-unknown-linux-gnu
