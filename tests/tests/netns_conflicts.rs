@@ -101,8 +101,10 @@ fn a_second_node_with_the_same_key_is_told_of() {
     });
     assert!(told, "{}", b.json("status"));
     let told = [&a, &b].iter().any(|node| {
-        let doctor = String::from_utf8(node.cli(&["doctor"]).stdout).unwrap();
-        doctor.contains("WRONG  key") && doctor.contains("remove node.key")
+        let findings = node.cli(&["doctor", "-o", "json"]).stdout;
+        let findings: Value = serde_json::from_slice(&findings).unwrap();
+        let found = findings.as_array().unwrap().iter().find(|one| one["check"] == "key").unwrap();
+        found["level"] == "wrong" && found["remedy"].as_str().unwrap().contains("node.key")
     });
     assert!(told, "{}", String::from_utf8_lossy(&a.cli(&["doctor"]).stdout));
 }
