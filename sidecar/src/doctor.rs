@@ -24,6 +24,8 @@ use crate::{
 
 /// Peers whose paths are looked at; more would only repeat it.
 const PEERS_LOOKED_AT: usize = 16;
+/// Peers that are named; the others are counted.
+const PEERS_NAMED: usize = 8;
 /// Output fits this.
 const COLUMNS: usize = 100;
 /// A server on another continent answers within this, and twice.
@@ -454,8 +456,20 @@ impl Seen {
     fn members(&self) -> Finding {
         let peers = &self.status.peers;
         if peers.unreachable > 0 {
-            let message = format!("{} of {} peers are unreachable", peers.unreachable, peers.total);
-            let remedy = "Look at `easynet peers -o wide` and at those nodes.";
+            let lost = self.peers.iter().filter(|peer| peer.state == "unreachable");
+            let mut names: Vec<&str> =
+                lost.map(|peer| peer.hostname.as_str()).take(PEERS_NAMED).collect();
+            if peers.unreachable > names.len() {
+                names.push("…");
+            }
+            let message = format!(
+                "{} of {} peers are unreachable: {}",
+                peers.unreachable,
+                peers.total,
+                names.join(", ")
+            );
+            let remedy = "See whether they run and reach a server that this node reaches too; \
+                          `easynet doctor --peer NAME` says more of one.";
             return Finding::bad("peers", message, remedy);
         }
         if peers.total == 0 {

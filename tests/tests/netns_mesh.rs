@@ -60,6 +60,28 @@ fn two_members_need_no_server_when_one_names_the_other() {
 }
 
 #[test]
+fn a_peer_whose_only_path_is_dead_is_called_unreachable_and_named() {
+    let mut lab = Lab::new();
+    let host_a = lab.lone_host("a", "10.99.0.1");
+    let host_b = lab.lone_host("b", "10.99.0.2");
+    lab.join((&host_a, "10.99.0.1/24"), (&host_b, "10.99.0.2/24"));
+    let a = Node::start(&lab, &host_a, "a", &[], "--ipv4 10.98.0.1/24");
+    let mut b = Node::start(&lab, &host_b, "b", &["udp://10.99.0.1:11010"], "--ipv4 10.98.0.2/24");
+    a.wait("direct=b", MOMENT);
+
+    b.kill();
+
+    host_a.ping("10.98.0.2", 5, Duration::from_millis(200));
+    let peer = a.peer("b");
+    assert_eq!(peer["state"], "unreachable", "{peer}");
+    assert!(peer["last_error"].as_str().unwrap().contains("answered nothing"), "{peer}");
+    let doctor = a.cli(&["doctor"]);
+    assert_eq!(doctor.status.code(), Some(1));
+    let said = String::from_utf8(doctor.stdout).unwrap();
+    assert!(said.contains("1 of 1 peers are unreachable: b"), "{said}");
+}
+
+#[test]
 fn a_dead_direct_path_costs_less_than_a_second_and_comes_back() {
     let homes = Homes::new(Nat::PortRestricted, Nat::PortRestricted, "");
     let target = homes.b.ipv4();

@@ -361,6 +361,37 @@ fn direct_traffic_goes_on_when_every_server_is_gone() {
 }
 
 #[test]
+fn who_dies_is_unreachable_within_seconds_with_traffic_and_within_half_a_minute_without() {
+    let mut mesh = Mesh::new(12).servers(1).node(Site::HomeNat).node(Site::HomeNat);
+    mesh.run_until(converged, 10.s()).expect("all meet");
+    mesh.talk(&[(0, 1)], 100.ms(), 3.s());
+    assert_eq!(mesh.state(0, 1), PeerState::Direct);
+    // Without the server no relay takes its place.
+    mesh.stop_server(0);
+    mesh.run_for(40.s());
+    assert_eq!(mesh.state(0, 1), PeerState::Direct, "who is quiet is not dead");
+
+    scenario::cut(0, 1)(&mut mesh);
+    mesh.run_for(27.s());
+    assert_eq!(mesh.state(0, 1), PeerState::Unreachable, "{:#?}", mesh.peer(0, 1));
+    let why = mesh.peer(0, 1).unwrap().last_error.unwrap();
+    assert!(why.contains("answered nothing"), "{why}");
+
+    scenario::heal()(&mut mesh);
+    mesh.run_for(3.s());
+    assert_eq!(mesh.state(0, 1), PeerState::Direct, "{:#?}", mesh.peer(0, 1));
+
+    let (from, to) = (mesh.address(0, true).unwrap(), mesh.address(1, true).unwrap());
+    mesh.stop(1);
+    for _ in 0..20 {
+        let station = mesh.station(0);
+        mesh.traffic.ask(&mut mesh.world, station, from, to, 64);
+        mesh.run_for(100.ms());
+    }
+    assert_eq!(mesh.state(0, 1), PeerState::Unreachable, "{:#?}", mesh.peer(0, 1));
+}
+
+#[test]
 fn a_server_that_restarts_has_its_members_back_in_seconds() {
     let mut mesh = Mesh::new(10).servers(1).nodes(20, edges![50 % HomeNat, 50 % Symmetric]);
     mesh.run_for(2.s());

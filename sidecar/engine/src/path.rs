@@ -482,7 +482,7 @@ impl Agent {
         let lengths =
             self.paths.values().filter_map(|path| path.mtu.poll_timeout(path.patience())).min();
         let bicast = self.bicast.map(|(_, until)| until);
-        [probes, lengths, bicast, self.judged_at()].into_iter().flatten().min()
+        [probes, lengths, bicast, self.judged_at(), self.missed_at()].into_iter().flatten().min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -492,6 +492,9 @@ impl Agent {
         if self.bicast.is_some_and(|(_, until)| now >= until) {
             self.bicast = None;
             self.change(self.primary, Reason::Suspect, now);
+        }
+        if self.missed_at().is_some_and(|at| at <= now) {
+            self.silent_since = Some(now);
         }
         self.watch(now);
         self.ask_lengths(now);
@@ -549,6 +552,20 @@ impl Agent {
             return Some(since + SILENCE);
         }
         Some(asked.next()?.sent + self.patience(primary))
+    }
+
+    /// When a probe of a direct primary counts as unanswered after which nothing came that way: without traffic nothing else
+    /// tells that it is dead. Of a relayed one the relay tells that its far end is gone.
+    fn missed_at(&self) -> Option<Instant> {
+        let primary = self.paths.get(&self.primary?)?;
+        let is_judged = primary.way.is_direct() && primary.state == State::Primary;
+        if !is_judged || self.silent_since.is_some() {
+            return None;
+        }
+        let probes = self.outstanding.values().filter(|probe| {
+            probe.way == primary.way && probe.len == 0 && Some(probe.sent) > primary.heard
+        });
+        Some(probes.map(|probe| probe.sent).min()? + primary.patience())
     }
 
     fn patience(&self, way: Way) -> Duration {

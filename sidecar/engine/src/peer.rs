@@ -309,15 +309,19 @@ impl Peer {
 
     /// Whether it was asked long enough and answers on no path.
     pub(crate) fn answers_nothing(&self, now: Instant) -> bool {
-        let age = |since| now.saturating_duration_since(since);
         if self.sessions.sending().is_none() {
+            let age = |since| now.saturating_duration_since(since);
             let handshake = self.handshake.as_ref();
             return handshake.is_some_and(|one| age(one.began) >= HANDSHAKE_IS_SILENT);
         }
-        let primary = self.agent.primary().and_then(|way| self.agent.path(way));
-        primary.is_some_and(|path| {
-            path.state == path::State::Suspect && age(path.since) >= SUSPECT_IS_SILENT
-        })
+        self.silent_for(now).is_some_and(|time| time >= SUSPECT_IS_SILENT)
+    }
+
+    /// For how long the path of its traffic is suspect, with nothing in its place.
+    pub(crate) fn silent_for(&self, now: Instant) -> Option<Duration> {
+        let path = self.agent.path(self.agent.primary()?)?;
+        let is_suspect = path.state == path::State::Suspect;
+        is_suspect.then(|| now.saturating_duration_since(path.since))
     }
 
     /// Whether user traffic was seen within `window`.

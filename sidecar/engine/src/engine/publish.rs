@@ -181,7 +181,7 @@ impl Engine {
             network: self.config.membership.network,
             addresses: self.host.addresses.clone(),
             servers: self.snapshot_servers(),
-            peers: self.snapshot_peers(),
+            peers: self.snapshot_peers(now),
             routes: self.snapshot_routes(),
             nat: self.nat.profile(),
             nat_tested: self.nat.tested(),
@@ -259,20 +259,22 @@ impl Engine {
         servers.collect()
     }
 
-    fn snapshot_peers(&self) -> Vec<snapshot::Peer> {
+    fn snapshot_peers(&self, now: Instant) -> Vec<snapshot::Peer> {
         self.topology
             .members()
             .filter(|(node, _)| *node != self.me)
-            .map(|(node, member)| self.peer(node, member))
+            .map(|(node, member)| self.peer(node, member, now))
             .collect()
     }
 
-    fn peer(&self, node: NodeId, member: &Member) -> snapshot::Peer {
+    fn peer(&self, node: NodeId, member: &Member, now: Instant) -> snapshot::Peer {
         let peer = self.peers.get(&node);
         let primary = peer.and_then(|peer| peer.agent.primary());
         let up = peer.is_some_and(|peer| peer.sessions.sending().is_some());
         let reachable = self.reachable.get(&node);
+        let is_lost = up && peer.is_some_and(|peer| peer.answers_nothing(now));
         let state = match (up, primary) {
+            _ if is_lost => PeerState::Unreachable,
             (true, Some(Way::Direct(_))) => PeerState::Direct,
             (true, Some(Way::Relayed(_))) => PeerState::Relayed,
             (true, None) => PeerState::Unreachable,
@@ -313,7 +315,12 @@ impl Engine {
             relayed,
             profile: peer.and_then(|peer| peer.endpoints.profile.clone()),
             since: peer.and_then(|peer| peer.since),
-            last_error: peer.and_then(|peer| peer.last_error.clone()),
+            last_error: match peer.and_then(|peer| peer.silent_for(now)).filter(|_| is_lost) {
+                Some(time) => {
+                    Some(format!("it has answered nothing on any path for {} s", time.as_secs()))
+                }
+                None => peer.and_then(|peer| peer.last_error.clone()),
+            },
             paths: peer.map(|peer| self.paths(node, &peer.agent)).unwrap_or_default(),
         }
     }
