@@ -234,7 +234,7 @@ impl Engine {
             gone: Default::default(),
             left: false,
             nat: Discovery::default(),
-            punch: Coordinator::new(me, now),
+            punch: Coordinator::new(now),
             ports: Ports::default(),
             endpoints_revision: 0,
             entries: Arc::default(),

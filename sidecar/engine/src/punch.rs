@@ -120,7 +120,6 @@ struct Target {
 /// All attempts of this node.
 #[derive(Clone, Debug)]
 pub struct Coordinator {
-    me: NodeId,
     targets: BTreeMap<NodeId, Target>,
     outputs: VecDeque<Output>,
     hour: Instant,
@@ -135,14 +134,8 @@ pub struct Side<'a> {
 }
 
 impl Coordinator {
-    pub fn new(me: NodeId, now: Instant) -> Self {
-        Self {
-            me,
-            targets: BTreeMap::new(),
-            outputs: VecDeque::new(),
-            hour: now,
-            sent_this_hour: 0,
-        }
+    pub fn new(now: Instant) -> Self {
+        Self { targets: BTreeMap::new(), outputs: VecDeque::new(), hour: now, sent_this_hour: 0 }
     }
 
     /// Whether an attempt with `peer` runs.
@@ -237,11 +230,6 @@ impl Coordinator {
             target.asked = false;
             target.retry_at = None;
         }
-    }
-
-    /// Of two attempts that both ends asked for at once, the lower NodeId's counts.
-    pub fn yields_to(&self, peer: NodeId) -> bool {
-        peer < self.me
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {

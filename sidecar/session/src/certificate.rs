@@ -36,7 +36,7 @@ pub enum Untrusted {
 pub struct Certified {
     pub keys: NodeKeys,
     pub serial: u64,
-    /// Sum of the `wire::certificate::CAPABILITY_` bits.
+    /// As in the certificate: [`wire::certificate::CAPABILITY_TRANSIT`] and bits that are not asked for.
     pub capabilities: u32,
 }
 
@@ -77,6 +77,9 @@ pub(crate) fn identity(
 
 /// Checks an identity certificate: its issuer hashes to `network`, its signature is over the raw bytes, and it is
 /// valid at `unix_now` (seconds), give or take [`CLOCK_TOLERANCE_S`].
+///
+/// # Errors
+/// It is not to be believed: whoever showed it is no member.
 pub fn check(signed: &Signed, network: NetworkId, unix_now: u64) -> Result<Certified, Untrusted> {
     let identity = Identity::decode(&*signed.body).map_err(|_| Untrusted::Malformed)?;
     if identity.version != VERSION {
@@ -105,6 +108,9 @@ pub fn check(signed: &Signed, network: NetworkId, unix_now: u64) -> Result<Certi
 }
 
 /// Checks attributes: signed by the network's root and about `subject`.
+///
+/// # Errors
+/// They are not to be believed.
 pub fn check_attributes(
     signed: &Signed,
     root: &SignKey,

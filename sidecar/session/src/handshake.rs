@@ -76,6 +76,9 @@ pub struct Answer {
 
 impl Initiator {
     /// Begins; the datagram has `mac1` but no `mac2` yet.
+    ///
+    /// # Errors
+    /// The payload does not fit, or the remote key is none.
     pub fn start(
         me: &Identity,
         remote: DhKey,
@@ -114,8 +117,10 @@ impl Initiator {
         self.remote
     }
 
-    /// Reads RESPONSE. `psk` gives the key of a role and epoch. An `Err` ends nothing: the true answer may
-    /// still come.
+    /// Reads RESPONSE. `psk` gives the key of a role and epoch.
+    ///
+    /// # Errors
+    /// It is not the answer to this INIT. That ends nothing: the true answer may still come.
     pub fn read(
         &mut self,
         response: &Response<'_>,
@@ -172,6 +177,9 @@ pub struct Responder {
 impl Responder {
     /// Reads INIT whose `mac1` is ours. The initiator is authenticated by it, but it may be a replay: only the first
     /// packet of the session proves that it is there.
+    ///
+    /// # Errors
+    /// It does not authenticate or decode: a drop.
     pub fn read(
         me: &Identity,
         init: &Init<'_>,
@@ -206,6 +214,9 @@ impl Responder {
     }
 
     /// Answers. Role and epoch of `payload` are set to these; its AEAD is chosen from what both offer.
+    ///
+    /// # Errors
+    /// The payload does not fit, or Noise refuses: a drop.
     pub fn respond(
         mut self,
         role: Role,

@@ -79,6 +79,9 @@ pub fn verify(container: &Container) -> bool {
 }
 
 /// For NODE: the certificate in clear, checked against the network and the signer.
+///
+/// # Errors
+/// It is no NODE, or its certificate is not to be believed: a drop.
 pub fn certified(
     container: &Container,
     network: NetworkId,

@@ -143,11 +143,6 @@ impl Session {
         !self.heard.load(Ordering::Relaxed) && !self.heard.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether a packet of the peer ever authenticated with these keys.
-    pub fn is_heard(&self) -> bool {
-        self.heard.load(Ordering::Relaxed)
-    }
-
     /// Stamps that something was sent with these keys, DATA or TRANSIT; `millis` is the caller's clock, 0 never.
     #[inline]
     pub fn touch_sent(&self, millis: u64) {
@@ -217,6 +212,9 @@ impl Session {
     }
 
     /// Opens a whole DATA datagram in place; the plaintext then stands at [`DATA_HEADER_LEN`].
+    ///
+    /// # Errors
+    /// It is not of this session, or was changed on the way: a drop.
     #[inline]
     pub fn open(&self, datagram: &mut [u8]) -> Result<Opened, OpenError> {
         if datagram.len() < DATA_OVERHEAD {

@@ -21,12 +21,6 @@ pub struct Signed {
 
 /// May carry other members' traffic.
 pub const CAPABILITY_TRANSIT: u32 = 1;
-/// May export default routes.
-pub const CAPABILITY_EXIT: u32 = 2;
-/// May call administrative methods.
-pub const CAPABILITY_ADMIN: u32 = 4;
-/// May relay for the network.
-pub const CAPABILITY_RELAY: u32 = 8;
 
 /// The identity certificate; all that a public server ever sees of a member.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
@@ -50,7 +44,7 @@ pub struct Identity {
     /// Unix seconds; 0 is never.
     #[prost(uint64, tag = "7")]
     pub not_after: u64,
-    /// Sum of the `CAPABILITY_` bits.
+    /// A sum of bits; [`CAPABILITY_TRANSIT`] is one, others are kept and not asked for.
     #[prost(uint32, tag = "8")]
     pub capabilities: u32,
     /// The network root's Ed25519 key, 32 bytes; its hash is the network's id.

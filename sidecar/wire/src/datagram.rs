@@ -45,8 +45,6 @@ pub const TYPE_WHOIS: u8 = 0x87;
 pub const INIT_LEN: usize = 1144;
 /// Payload and tag of INIT.
 pub const INIT_PAYLOAD_LEN: usize = 1024;
-pub const INIT_PAYLOAD_AT: usize = 88;
-pub const RESPONSE_PAYLOAD_AT: usize = 44;
 /// RESPONSE with an empty payload: header, tag and two MACs.
 pub const RESPONSE_MIN_LEN: usize = 92;
 pub const COOKIE_LEN: usize = 64;

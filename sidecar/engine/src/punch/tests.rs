@@ -3,7 +3,6 @@ use wire::endpoint::Behaviour;
 
 use super::*;
 
-const ME: NodeId = NodeId([1; 16]);
 const PEER: NodeId = NodeId([2; 16]);
 
 fn cone() -> NatProfile {
@@ -37,7 +36,7 @@ fn drain(coordinator: &mut Coordinator) -> Vec<Output> {
 fn nothing_is_sent_before_the_common_start_and_little_after() {
     let t0 = Instant::now();
     let mut rng = ChaCha12Rng::from_seed([1; 32]);
-    let mut coordinator = Coordinator::new(ME, t0);
+    let mut coordinator = Coordinator::new(t0);
     let theirs = NatProfile { external: vec![vec![2]], ..cone() };
     let addrs = candidates(&["198.51.100.1:1", "198.51.100.1:2", "127.0.0.1:3", "224.0.0.1:4"]);
     let ours = Side { profile: &cone(), candidates: &[] };
@@ -64,7 +63,7 @@ fn nothing_is_sent_before_the_common_start_and_little_after() {
 fn an_address_that_comes_while_an_attempt_runs_gets_the_whole_schedule() {
     let t0 = Instant::now();
     let mut rng = ChaCha12Rng::from_seed([1; 32]);
-    let mut coordinator = Coordinator::new(ME, t0);
+    let mut coordinator = Coordinator::new(t0);
     let theirs = NatProfile { external: vec![vec![2]], ..cone() };
     let (first, both) = (["198.51.100.1:1"], ["198.51.100.1:1", "198.51.100.1:2"]);
     let ours = Side { profile: &cone(), candidates: &[] };
@@ -90,7 +89,7 @@ fn failures_are_repeated_ever_more_rarely() {
     let t0 = Instant::now();
     let mut now = t0;
     let mut rng = ChaCha12Rng::from_seed([1; 32]);
-    let mut coordinator = Coordinator::new(ME, t0);
+    let mut coordinator = Coordinator::new(t0);
     coordinator.want(PEER, &mut rng, now);
     let mut requests = Vec::new();
     while requests.len() < 6 {
@@ -110,7 +109,7 @@ fn failures_are_repeated_ever_more_rarely() {
 #[test]
 fn success_ends_the_attempt_and_forgets_the_failures() {
     let t0 = Instant::now();
-    let mut coordinator = Coordinator::new(ME, t0);
+    let mut coordinator = Coordinator::new(t0);
     let addrs = candidates(&["198.51.100.1:1"]);
     let side = Side { profile: &cone(), candidates: &addrs };
     coordinator.start(PEER, side, side, at(t0), t0);

@@ -118,6 +118,9 @@ impl Lsdb {
 
     /// Stores a verified LSA that is newer than ours. Those of the types that only the root signs are the root's: whoever
     /// verified them saw to that.
+    ///
+    /// # Errors
+    /// It is not newer, too old, or exceeds what its signer or the network may store: a drop.
     pub fn insert(&mut self, container: Container, age: u32, now: Instant) -> Result<(), Refused> {
         let key = container.key();
         if self.freshness(&key, container.head.seq) != Freshness::Newer {

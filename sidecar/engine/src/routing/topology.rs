@@ -146,10 +146,6 @@ impl Topology {
         self.attached.remove(&server);
     }
 
-    pub fn is_attached(&self, server: NodeId, node: NodeId) -> bool {
-        self.attached.get(&server).is_some_and(|nodes| nodes.contains(&node))
-    }
-
     pub fn attached(&self, server: NodeId) -> impl Iterator<Item = NodeId> {
         self.attached.get(&server).into_iter().flatten().copied()
     }

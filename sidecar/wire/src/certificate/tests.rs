@@ -13,7 +13,7 @@ fn an_identity_has_known_bytes() {
         serial: 4,
         not_before: 300,
         not_after: 0,
-        capabilities: CAPABILITY_TRANSIT | CAPABILITY_RELAY,
+        capabilities: CAPABILITY_TRANSIT | 8,
         issuer: vec![5; 32],
     };
 
