@@ -524,7 +524,7 @@ impl Engine {
         let attempt = punch.attempt;
         if punch.again {
             // Of two requests that cross, the lower node's counts.
-            if self.punch.yields_to(from) || !self.ports.asks(from, now) {
+            if from < self.me || !self.ports.asks(from, now) {
                 let answer = Purpose::Answer { attempt, fresh: fresh(punch) };
                 self.prepare_port(from, answer, now);
             }
