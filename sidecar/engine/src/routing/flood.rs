@@ -303,6 +303,9 @@ mod tests {
         Container::parse(bytes.into()).unwrap()
     }
 
+    /// Who is told of what, by key and sequence.
+    type Told = (Vec<NodeId>, Vec<(LsaKey, u64)>);
+
     struct Server {
         flood: Flood,
         lsdb: Lsdb,
@@ -324,16 +327,13 @@ mod tests {
             key
         }
 
-        /// Who is told what, as signer's key and sequence.
-        fn announced(&mut self) -> Vec<(Vec<NodeId>, Vec<(LsaKey, u64)>)> {
+        fn announced(&mut self) -> Vec<Told> {
             let due = self.flood.poll_timeout().unwrap_or(self.now);
             self.flood.handle_timeout(&self.lsdb, due);
             let outputs = std::iter::from_fn(|| self.flood.poll_output());
-            let announced = outputs.map(|(to, body)| match body {
-                Body::Announce(announce) => {
-                    (to, announce.heads.iter().filter_map(key_of).collect())
-                }
-                other => panic!("{other:?}"),
+            let announced = outputs.map(|(to, body)| {
+                let Body::Announce(announce) = body else { panic!("{body:?}") };
+                (to, announce.heads.iter().filter_map(key_of).collect())
             });
             announced.collect()
         }
