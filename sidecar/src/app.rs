@@ -115,7 +115,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
         }
         Command::Key(KeyCommand::Show { state_dir, output }) => key(&state_dir, output),
         Command::Config(ConfigCommand::Check { file }) => {
-            settings::read(&file)?;
+            settings::agree(&settings::read(&file)?.settle())?;
             render::print(&format!("{} is valid", file.display()))
         }
         Command::Config(ConfigCommand::Schema) => {

@@ -470,7 +470,12 @@ impl Seen {
             );
             let remedy = "See whether they run and reach a server that this node reaches too; \
                           `easynet doctor --peer NAME` says more of one.";
-            return Finding::bad("peers", message, remedy);
+            // A member that is switched off is no fault of this node.
+            return if peers.unreachable == peers.total {
+                Finding::bad("peers", message, remedy)
+            } else {
+                Finding::note("peers", message, remedy)
+            };
         }
         if peers.total == 0 {
             let message = "nobody else is in this network";

@@ -69,6 +69,7 @@ pub fn merge_delivered(
     put!(state_dir, "state_dir", run.state_dir.clone());
     put!(metrics, "metrics", run.metrics.map(Some));
     let settings = flags.over(environment).over(file).over(delivered).settle();
+    agree(&settings)?;
     if let Admin::Tcp { .. } = settings.admin.value
         && settings.admin_token_file.value.is_none()
     {
@@ -103,6 +104,14 @@ pub fn read(path: &Path) -> Result<Partial, Failure> {
             "Nothing was changed; mend the file and check it with `easynet config check`.",
         )
     })
+}
+
+/// Whether the values agree with each other.
+///
+/// # Errors
+/// What does not.
+pub fn agree(settings: &Settings) -> Result<(), Failure> {
+    settings.agree().map_err(|Invalid(why)| Failure::usage(why, "See `easynet run --help`."))
 }
 
 /// The network's secret: of its file, else of `EASYNET_SECRET`.

@@ -9,6 +9,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write},
@@ -25,7 +26,14 @@ use zeroize::Zeroizing;
 
 use crate::error::Failure;
 
+const LOCK: &str = "lock";
 const KEY: &str = "node.key";
+const STATE: &str = "state.json";
+/// What a configuration server delivered.
+pub(crate) const FEED: &str = "feed.state";
+/// Extensions of what is being written, and, with a number, of what could not be read.
+const BESIDE: &str = "tmp";
+const ASIDE: &str = "corrupt-";
 
 /// What is kept beside the key.
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -35,6 +43,8 @@ struct Kept {
     /// Told to leave for good; what it had made is not to be taken over.
     retired: bool,
     claim: Option<(Ipv4Addr, u64)>,
+    /// The TUN that the node had last.
+    tun: Option<String>,
     /// Base32 of derived master keys by a hash of name and secret, so that the slow derivation runs once.
     masters: BTreeMap<String, String>,
 }
@@ -89,7 +99,7 @@ impl State {
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(dir.join("lock"))
+            .open(dir.join(LOCK))
             .map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -97,9 +107,9 @@ impl State {
             Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
         let mut warnings = Vec::new();
-        let kept = match fs::read(dir.join("state.json")) {
+        let kept = match fs::read(dir.join(STATE)) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                let aside = set_aside(&dir.join("state.json"));
+                let aside = set_aside(&dir.join(STATE));
                 warnings.push(format!(
                     "The state file could not be read ({error}); it is set aside as {aside}"
                 ));
@@ -181,12 +191,18 @@ impl State {
     /// When a file stays.
     pub fn clear(&mut self) -> io::Result<()> {
         self.kept = Kept::default();
+        let mut outcome = Ok(());
         for entry in fs::read_dir(&self.dir)? {
-            fs::remove_file(entry?.path())?;
+            let entry = entry?;
+            if is_ours(&entry.file_name())
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                outcome = Err(error);
+            }
         }
         // Only an empty one goes, and only if it is no mount.
         let _ = fs::remove_dir(&self.dir);
-        Ok(())
+        outcome
     }
 
     pub fn claim(&self) -> Option<(Ipv4Addr, u64)> {
@@ -198,6 +214,16 @@ impl State {
             self.kept.claim = claim;
             self.save();
         }
+    }
+
+    /// Keeps the name of the node's TUN; the one before, if that was another.
+    pub fn replace_tun(&mut self, name: &str) -> Option<String> {
+        if self.kept.tun.as_deref() == Some(name) {
+            return None;
+        }
+        let former = self.kept.tun.replace(name.to_owned());
+        self.save();
+        former
     }
 
     /// Keeps the boot counter that a running node has come to.
@@ -216,8 +242,19 @@ impl State {
     }
 
     fn try_save(&self) -> io::Result<()> {
-        write(&self.dir.join("state.json"), &serde_json::to_vec(&self.kept)?)
+        write(&self.dir.join(STATE), &serde_json::to_vec(&self.kept)?)
     }
+}
+
+/// Whether a file of a state directory is one that a node makes; what else people keep there is theirs.
+fn is_ours(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let is_whole = [LOCK, KEY, STATE, FEED].contains(&&*name);
+    let is_part = name.rsplit_once('.').is_some_and(|(stem, extension)| {
+        ["node", "state", "feed"].contains(&stem)
+            && (extension == BESIDE || extension.starts_with(ASIDE))
+    });
+    is_whole || is_part
 }
 
 /// The identity kept in a state directory, whoever has that open; `None` if there is none yet.
@@ -257,7 +294,7 @@ pub fn random(bytes: &mut [u8]) -> Result<(), Failure> {
 
 /// Replaces a file whole, mode 0600.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("tmp");
+    let beside = path.with_extension(BESIDE);
     let mut file =
         OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
     let written = file
@@ -273,7 +310,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn set_aside(path: &Path) -> String {
     for number in 1..1000 {
-        let aside = path.with_extension(format!("corrupt-{number}"));
+        let aside = path.with_extension(format!("{ASIDE}{number}"));
         if !aside.exists() {
             let _ = fs::rename(path, &aside);
             return aside.display().to_string();
@@ -289,6 +326,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn clearing_takes_what_is_ours_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("state");
+        let mut state = State::open(&dir).unwrap();
+        state.identity().unwrap();
+        state.set_retired(true).unwrap();
+        for ours in ["state.corrupt-1", "feed.state", "feed.tmp"] {
+            fs::write(dir.join(ours), b"").unwrap();
+        }
+        fs::write(dir.join("precious.txt"), b"").unwrap();
+        fs::create_dir(dir.join("state")).unwrap();
+
+        state.clear().unwrap();
+
+        let mut left: Vec<_> =
+            fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["precious.txt", "state"]);
+    }
+
+    #[test]
     fn a_directory_has_one_owner_and_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state");
@@ -300,6 +358,7 @@ mod tests {
         assert!(State::try_open(&dir).unwrap().is_none());
         state.set_boot(boot + 50);
         state.set_boot(boot);
+        assert_eq!(state.replace_tun("easynet0"), None);
         assert!(!state.retired());
         state.set_retired(true).unwrap();
         drop(state);
@@ -309,6 +368,8 @@ mod tests {
         assert_eq!(again.identity().unwrap().node(), id);
         assert!(again.boot(1000) > boot + 50);
         assert!(again.retired());
+        assert_eq!(again.replace_tun("easynet0"), None);
+        assert_eq!(again.replace_tun("ez1"), Some("easynet0".to_owned()));
         assert_eq!(again.claim(), Some((Ipv4Addr::new(100, 112, 0, 20), 7)));
         let mode = |name: &str| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("node.key"), mode("state.json"), mode("")), (0o600, 0o600, 0o700));

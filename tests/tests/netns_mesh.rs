@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tests::lab::{Homes, Lab, Nat, Node};
 
 const MOMENT: Duration = Duration::from_secs(15);
@@ -107,6 +108,20 @@ fn a_dead_direct_path_costs_less_than_a_second_and_comes_back() {
         }
     }
     panic!("not direct again: {}", homes.a.json("events"));
+}
+
+#[test]
+fn a_ping_alone_finds_the_way_round_a_dead_path() {
+    let homes = Homes::new(Nat::PortRestricted, Nat::PortRestricted, "");
+    homes.host_a.ping(&homes.b.ipv4(), 3, Duration::from_millis(100));
+    homes.a.wait("direct=b", MOMENT);
+    homes.lab.cut(&homes.site_a, &homes.site_b);
+
+    let ping = homes.a.cli(&["ping", "b", "-c", "3", "-i", "0.5", "-o", "json"]);
+
+    let asked: Vec<Value> = serde_json::from_slice(&ping.stdout).unwrap();
+    assert!(asked.iter().any(|asked| asked["relayed"] == true), "{asked:?}");
+    assert_eq!(homes.a.peer("b")["state"], "relayed");
 }
 
 #[test]

@@ -141,6 +141,26 @@ fn a_server_that_is_told_to_stop_and_comes_back_costs_a_moment() {
 }
 
 #[test]
+fn a_member_that_leaves_over_tcp_is_forgotten_at_once() {
+    let mut lab = Lab::new();
+    let relay = lab.public_host("relay");
+    let (host_a, host_b) = (lab.public_host("a"), lab.public_host("b"));
+    let (_server, url) = node::server(&mut lab, &relay, "server", "");
+    let tcp = url.replace("udp://", "tcp://");
+    let mut a = Node::start(&lab, &host_a, "a", &[&tcp], "--p2p relay-only");
+    let b = Node::start(&lab, &host_b, "b", &[&url], "--p2p relay-only");
+    meet(&[&a, &b]);
+
+    assert_eq!(a.stop(), Some(0));
+
+    let start = Instant::now();
+    while b.json("peers").as_array().is_none_or(|peers| !peers.is_empty()) {
+        assert!(start.elapsed() < Duration::from_secs(2), "{}", b.json("peers"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
 fn members_that_carry_for_others_replace_a_server() {
     let mut lab = Lab::new();
     let middle = lab.public_host("m");

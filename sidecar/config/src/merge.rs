@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use crate::{
     sidecar::Imports,
     value::{
-        Address4, Address6, Admin, Export, Hostname, Listen, MeshRange, Mtu, P2p, PeerUrl, Punch,
-        TunName,
+        Address4, Address6, Admin, Export, Hostname, Invalid, Listen, MeshRange, Mtu, P2p, PeerUrl,
+        Punch, TunName,
     },
 };
 
@@ -102,6 +102,42 @@ settings! {
 }
 
 impl Settings {
+    /// Whether the values agree with each other.
+    ///
+    /// # Errors
+    /// What does not, and what to write instead.
+    pub fn agree(&self) -> Result<(), Invalid> {
+        let listen = &self.listen.value;
+        if listen.len() > 1 && listen.contains(&Listen::None) {
+            return Err(Invalid(
+                "listen is none and something else; write one or the other".into(),
+            ));
+        }
+        // What a server delivers was weighed by it, with what else the network has.
+        if self.exports.origin == Origin::Server {
+            return Ok(());
+        }
+        let range = match self.ipv4.value {
+            Address4::Fixed(net) if net.prefix_len() < 32 => net.trunc(),
+            Address4::Fixed(_) | Address4::Auto | Address4::Off => self.range.value.net(),
+        };
+        let mut announced: Vec<IpNet> = Vec::new();
+        for export in &self.exports.value {
+            let net = export.announced();
+            if announced.contains(&net) {
+                return Err(Invalid(format!("{net} is exported twice; write each export once")));
+            }
+            if net.contains(&IpNet::from(range)) || IpNet::from(range).contains(&net) {
+                return Err(Invalid(format!(
+                    "the export {net} overlaps {range}, the mesh's own range: map it by {}=NETWORK, or choose another --range",
+                    export.cidr
+                )));
+            }
+            announced.push(net);
+        }
+        Ok(())
+    }
+
     /// Key, value and origin of everything, for `easynet config show`. No secret is among them.
     pub fn rows(&self) -> Vec<(&'static str, serde_json::Value, Origin)> {
         fn list<T: fmt::Display>(items: &[T]) -> serde_json::Value {
@@ -157,6 +193,29 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_that_contradict_each_other_are_told() {
+        let of = |exports: &[&str], listen: &[&str]| {
+            let partial = Partial {
+                exports: Some(Sourced {
+                    value: exports.iter().map(|text| text.parse().unwrap()).collect(),
+                    origin: Origin::Flag,
+                }),
+                listen: Some(Sourced {
+                    value: listen.iter().map(|text| text.parse().unwrap()).collect(),
+                    origin: Origin::Flag,
+                }),
+                ..Partial::default()
+            };
+            partial.settle().agree().map_err(|Invalid(why)| why).err().unwrap_or_default()
+        };
+        assert_eq!(of(&["10.9.0.0/24=10.8.0.0/24", "10.7.0.0/24"], &["5", "6"]), "");
+        assert!(of(&["10.9.0.0/24=10.8.0.0/24", "10.8.0.0/24"], &[]).contains("exported twice"));
+        assert!(of(&["100.112.7.0/24"], &[]).contains("the mesh's own range"));
+        assert!(of(&["100.64.0.0/10"], &[]).contains("the mesh's own range"));
+        assert!(of(&[], &["none", "5"]).contains("one or the other"));
+    }
 
     #[test]
     fn a_flag_beats_the_environment_which_beats_the_file() {

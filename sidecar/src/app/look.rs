@@ -57,7 +57,11 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             render::print(&message)
         }
         Command::Config(ConfigCommand::Reload(admin)) => {
-            let message: String = ask(&admin, &Request::Reload).await?;
+            let message: Result<String, Failure> = ask(&admin, &Request::Reload).await;
+            // It says what is wrong with the configuration; nothing was changed.
+            let of_usage = |code| if code == Code::Failed { Code::Usage } else { code };
+            let message =
+                message.map_err(|failure| Failure { code: of_usage(failure.code), ..failure })?;
             render::print(&message)
         }
         Command::Run(_)

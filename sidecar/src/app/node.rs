@@ -48,6 +48,8 @@ use crate::{
 const FIREWALL_EVERY: Duration = Duration::from_secs(60);
 /// Shutting down may take this long before what is left is named and left.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
+/// What a tunnel has to say last is written within this, and netlink is given up.
+const LINKS_WITHIN: Duration = Duration::from_millis(300);
 /// An agent in standby looks for the lock this often: what a roll-out costs beyond taking over.
 const STANDBY_LOOK: Duration = Duration::from_millis(20);
 /// A predecessor that was killed has its ports and its TUN for a moment longer than its lock.
@@ -235,7 +237,8 @@ impl Begin {
             ports_free(&settings.listen.value).await;
         }
         let device = tun.as_ref().ok().cloned();
-        let carriers = Carriers::open(&engine, &settings, device, started, &group)?;
+        let links = TaskGroup::new("links");
+        let carriers = Carriers::open(&engine, &settings, device, started, (&group, &links))?;
         let Carriers { plane, sockets, tunnels, tunnel_events, punts, listeners } = carriers;
 
         let departure = Departure::default();
@@ -244,11 +247,11 @@ impl Begin {
         }
         let host_parts = HostParts {
             tun: settings.tun.value.to_string(),
+            former_tun: state.replace_tun(settings.tun.value.as_str()),
             translation: translation(&settings),
             adopt,
             departure: departure.clone(),
         };
-        let links = TaskGroup::new("links");
         let host = HostTask::spawn(host_parts, &links, &group).map_err(|error| {
             Failure::failed(format!("No netlink socket: {error}"), "Run with CAP_NET_ADMIN.")
         })?;
@@ -412,14 +415,14 @@ fn announce(answers: &Answers, group: &TaskGroup) {
 
 async fn stop(group: &TaskGroup, links: &TaskGroup, tunnels: &Tunnels) {
     group.cancel();
-    tunnels.close_all();
     if let Err(failure) = group.join(STOP_WITHIN).await
         && !failure.stuck.is_empty()
     {
         tracing::warn!(tasks = ?failure.stuck, "Left behind");
     }
+    tunnels.close_all();
     links.cancel();
-    let _ = links.join(Duration::from_millis(200)).await;
+    let _ = links.join(LINKS_WITHIN).await;
 }
 
 /// Looks now and then whether somebody's firewall drops what this node forwards to its exports.

@@ -34,6 +34,8 @@ use crate::{
 };
 
 const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// What a tunnel has to say last is written within this.
+const LINKS_WITHIN: Duration = Duration::from_millis(300);
 /// Connections that nobody has authenticated on yet, at once: all clients come as such, a whole site perhaps at one time.
 const MAX_STRANGERS: usize = 512;
 /// The other STUN ports are the first free ones of these above the main port.
@@ -51,6 +53,8 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     config.admission = admission;
 
     let group = TaskGroup::new("server");
+    // Ends later: the farewell goes over tunnels too.
+    let links = TaskGroup::new("links");
     let sockets = Arc::new(UdpSockets::new(None));
     let taken = |error: std::io::Error| {
         Failure::failed(
@@ -84,7 +88,7 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     let receiver = Arc::clone(&plane);
     let (tunnels, tunnel_events) = Tunnels::new(
         TunnelConfig { max_strangers: MAX_STRANGERS, drops, ..TunnelConfig::default() },
-        group.clone(),
+        links.clone(),
         Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now())),
     );
     for addr in [SocketAddr::from(([0, 0, 0, 0], port)), SocketAddr::from(([0_u16; 8], port))] {
@@ -135,8 +139,11 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
         () = group.token().cancelled() => {}
     }
     group.cancel();
+    let joined = group.join(STOP_WITHIN).await;
     tunnels.close_all();
-    match group.join(STOP_WITHIN).await {
+    links.cancel();
+    let _ = links.join(LINKS_WITHIN).await;
+    match joined {
         Ok(()) => Ok(()),
         Err(failure) => match failure.first {
             Some((task, cause)) => Err(Failure::failed(

@@ -10,9 +10,7 @@ use rpc::feed::Desired;
 use zeroize::Zeroizing;
 
 use super::wipe;
-use crate::state;
-
-const FILE: &str = "feed.state";
+use crate::state::{self, FEED};
 
 /// What is kept.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -42,7 +40,7 @@ impl Store {
     /// Opens the file of a state directory. What cannot be read, or came from elsewhere than `source`, is as good as
     /// nothing.
     pub fn open(dir: &std::path::Path, source: &str) -> Self {
-        let path = dir.join(FILE);
+        let path = dir.join(FEED);
         let kept = fs::read(&path)
             .ok()
             .map(Zeroizing::new)
@@ -154,7 +152,7 @@ mod tests {
         assert_eq!((good.revision, good.epochs[0].epoch), (1, 2));
         store.keep(&desired(2, 2));
         assert_eq!(Store::open(dir.path(), "a").good(), Some(&desired(2, 2)));
-        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode() & 0o777;
+        let mode = fs::metadata(dir.path().join(FEED)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
     }
 
@@ -178,9 +176,9 @@ mod tests {
         store.keep(&desired(1, 1));
 
         assert_eq!(Store::open(dir.path(), "b").good(), None);
-        fs::write(dir.path().join(FILE), [0xff; 40]).unwrap();
+        fs::write(dir.path().join(FEED), [0xff; 40]).unwrap();
         assert_eq!(Store::open(dir.path(), "a").good(), None);
         store.forget();
-        assert!(!dir.path().join(FILE).exists());
+        assert!(!dir.path().join(FEED).exists());
     }
 }

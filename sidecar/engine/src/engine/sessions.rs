@@ -827,9 +827,11 @@ impl Engine {
         let Some(keys) = self.topology.member(node).map(|member| member.keys) else { return };
         self.pings.waiting.insert(id, (node, now, None));
         let Some(peer) = self.meet(keys, Kind::Member) else { return };
-        peer.traffic = Some(now);
         if peer.sessions.sending().is_none() {
+            peer.traffic = Some(now);
             self.seek_session(node, now);
+        } else {
+            self.on_active(node, now);
         }
         self.send_waiting_pings(node, now);
     }
@@ -849,9 +851,17 @@ impl Engine {
                 *id
             })
             .collect();
+        if due.is_empty() {
+            return;
+        }
         for id in due {
             self.send_control(node, Body::Ping(Ping { id, sent_us }), now);
         }
+        // Without an answer the path is doubted as for any packet.
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.agent.traffic(Some(now), None, now);
+        }
+        self.drain_agent(node, now);
     }
 
     fn on_pong(&mut self, from: NodeId, arrival: Arrival, pong: &Ping, now: Instant) {
@@ -860,6 +870,9 @@ impl Engine {
             return;
         }
         self.pings.waiting.remove(&pong.id);
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.agent.traffic(None, Some(now), now);
+        }
         self.events.push_back(Event::Pong {
             id: pong.id,
             peer: from,

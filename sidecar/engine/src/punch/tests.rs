@@ -129,7 +129,7 @@ fn success_ends_the_attempt_and_forgets_the_failures() {
 fn what_comes_after_a_failed_attempt_goes_out_of_a_new_port_behind_two_openers() {
     let t0 = Instant::now();
     let mut rng = ChaCha12Rng::from_seed([1; 32]);
-    let mut coordinator = Coordinator::new(ME, t0);
+    let mut coordinator = Coordinator::new(t0);
     let theirs = NatProfile { external: vec![vec![2]], ..cone() };
     let addrs = candidates(&["198.51.100.1:1", "[2001:db8::1]:1"]);
     let ours = Side { profile: &cone(), candidates: &[] };
@@ -175,7 +175,7 @@ fn an_attempt_that_was_asked_for_counts_as_one_failure() {
     let t0 = Instant::now();
     let mut now = t0;
     let mut rng = ChaCha12Rng::from_seed([1; 32]);
-    let mut coordinator = Coordinator::new(ME, t0);
+    let mut coordinator = Coordinator::new(t0);
     let addrs = candidates(&["198.51.100.1:1"]);
     let side = Side { profile: &cone(), candidates: &addrs };
     coordinator.want(PEER, &mut rng, now);
@@ -208,7 +208,7 @@ fn neighbours_try_the_nat_itself_unless_it_is_known_to_turn_nothing_back() {
     let mut addrs = candidates(&["198.51.100.1:1", "192.168.1.3:1"]);
     addrs[1].kind = CandidateKind::Host;
     for (hairpin, expected) in [(None, 2), (Some(true), 2), (Some(false), 1)] {
-        let mut coordinator = Coordinator::new(ME, t0);
+        let mut coordinator = Coordinator::new(t0);
         let theirs = NatProfile { hairpin, ..cone() };
         let ours = Side { profile: &cone(), candidates: &[] };
         let theirs = Side { profile: &theirs, candidates: &addrs };

@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -74,6 +75,8 @@ impl Departure {
 pub struct HostParts {
     /// Its name; the interface exists.
     pub tun: String,
+    /// The TUN that this node had before, if it had another name: what it left goes too.
+    pub former_tun: Option<String>,
     pub translation: Translation,
     /// Takes over what a predecessor with this TUN left, instead of removing it.
     pub adopt: bool,
@@ -215,11 +218,16 @@ impl Keeper {
             }
             return;
         }
-        if let Err(error) = self.netlink.sweep([self.parts.tun.as_str()]).await {
-            tracing::debug!(%error, "Nothing swept");
-        }
-        if let Err(error) = nft::remove(&self.parts.tun).await {
-            tracing::debug!(%error, "No table of ours removed");
+        // Who has an interface of that name now has its table, too.
+        let is_there = |tun: &String| Path::new("/sys/class/net").join(tun).exists();
+        let former = self.parts.former_tun.take().filter(|former| !is_there(former));
+        for tun in former.into_iter().chain([self.parts.tun.clone()]) {
+            if let Err(error) = self.netlink.sweep([tun.as_str()]).await {
+                tracing::debug!(%error, "Nothing swept");
+            }
+            if let Err(error) = nft::remove(&tun).await {
+                tracing::debug!(%error, "No table of ours removed");
+            }
         }
     }
 

@@ -34,7 +34,8 @@ pub(super) struct Carriers {
 }
 
 impl Carriers {
-    /// Opens them for an engine that began at `started`.
+    /// Opens them for an engine that began at `started`. The tunnels are of `links`, which ends after `group`: what the
+    /// node says last goes over them too.
     ///
     /// # Errors
     /// When a port is taken, or the worker's thread cannot be had.
@@ -43,7 +44,7 @@ impl Carriers {
         settings: &Settings,
         tun: Option<Arc<Tun>>,
         started: Instant,
-        group: &TaskGroup,
+        (group, links): (&TaskGroup, &TaskGroup),
     ) -> Result<Self, Failure> {
         let sockets = Arc::new(UdpSockets::new(Some(FWMARK)));
         let (punt_sender, punts) = punt::queue();
@@ -54,7 +55,7 @@ impl Carriers {
         let drops = Arc::clone(engine.drops());
         let (tunnels, tunnel_events) = Tunnels::new(
             TunnelConfig { fwmark: Some(FWMARK), drops, ..TunnelConfig::default() },
-            group.clone(),
+            links.clone(),
             Arc::new(move |hop, batch| receiver.receive(hop, batch, Instant::now())),
         );
         let listeners = listen(&settings.listen.value, &sockets, &tunnels)?;
