@@ -25,8 +25,8 @@ const MARGIN_PERCENT: u32 = 10;
 const RELAY_MARGIN: Duration = Duration::from_millis(30);
 const RELAY_MARGIN_PERCENT: u32 = 30;
 /// As long as there are no more samples than these, one of less than half counts alone: the first packets of a path wait for
-/// neighbours to be found and radios to wake.
-const EARLY: u32 = 5;
+/// neighbours to be found and radios to wake, a punch plan's whole volley among them.
+const EARLY: u32 = 16;
 /// What losing every probe would cost; loss is scaled by it.
 const LOSS: Duration = Duration::from_millis(500);
 
@@ -103,5 +103,20 @@ impl Estimate {
 
     pub(super) fn cost(&self) -> Option<Duration> {
         self.rtt.map(|(rtt, var)| rtt + var * 2 + LOSS.mul_f64(self.loss))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volley_that_waited_for_a_neighbour_does_not_make_a_path_far() {
+        let mut estimate = Estimate::default();
+        for sample in [840, 820, 800, 760, 680, 520, 200, 2] {
+            estimate.sample(Duration::from_millis(sample));
+        }
+
+        assert_eq!(estimate.rtt(), Some(Duration::from_millis(2)));
     }
 }
