@@ -1,4 +1,4 @@
-//! The conditions of an EasyNetwork: types and the closed list of reasons.
+//! The conditions of an EasyNetwork: their types. The operator has the closed list of reasons.
 
 use std::fmt;
 

@@ -290,7 +290,7 @@ async fn decide(answers: &Answers, request: Request) -> Result<Vec<u8>, CallFail
         }
         Request::Ping { peer } => {
             if view::is_own(&answers.facts, &answers.view().await?.snapshot, &peer) {
-                let message = format!("{peer} is this node itself; ping another one");
+                let message = format!("this node itself is {peer}; ping another one");
                 return Err(CallFailure::new(Reason::Failed, message));
             }
             let target = peer.clone();

@@ -95,7 +95,7 @@ pub struct Look {
 
 #[derive(Clone, Debug, Args)]
 pub struct PeerLook {
-    /// Host name, mesh address or (the beginning of) the node id
+    /// Host name, mesh address, or the node id (8 characters of it or more)
     pub peer: String,
     #[command(flatten)]
     pub look: Look,
@@ -275,7 +275,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[derive(Clone, Debug, Args)]
 pub struct Ping {
-    /// Host name, mesh address or (the beginning of) the node id
+    /// Host name, mesh address, or the node id (8 characters of it or more)
     pub peer: String,
     /// How many times; 0 is for ever
     #[arg(short, default_value_t = 4, value_name = "N")]

@@ -273,21 +273,30 @@ impl Seen {
                 ),
             ),
             (_, Some(why)) => Finding::bad(&check, why.clone(), self.other_secret()),
-            (_, None) if server.pinned => Finding::bad(
-                &check,
-                "does not answer",
-                format!(
-                    "Check that it runs, that its port is open for UDP and TCP, and that ?k= is its key; if it is a \
-                     member: {}",
-                    lower(&self.other_secret())
-                ),
-            ),
+            (_, None) if server.pinned => {
+                match self.start(&server.url).map(|start| answers(&start)) {
+                    Some(finding) if finding.level == Level::Wrong => finding,
+                    Some(_) | None => {
+                        let message = "answers, but does not accept this node";
+                        Finding::bad(&check, message, self.other_secret())
+                    }
+                }
+            }
             (_, None) => Finding::bad(
                 &check,
                 "does not answer",
                 "Check that it runs, and that its port is open for UDP and TCP.",
             ),
         }
+    }
+
+    /// The configured peer or server of this URL, with its key.
+    fn start(&self, url: &str) -> Option<PeerUrl> {
+        let row = self.settings.iter().find(|row| row["key"] == "peers")?;
+        let starts = row["value"].as_array()?.iter().filter_map(|text| text.as_str()?.parse().ok());
+        starts
+            .into_iter()
+            .find(|start: &PeerUrl| PeerUrl { keys: None, ..start.clone() }.to_string() == url)
     }
 
     fn other_secret(&self) -> String {
@@ -490,12 +499,7 @@ impl Seen {
 
     /// Why a peer is, or is not, reached directly.
     fn peer(&self, name: &str) -> Finding {
-        let found = self.peers.iter().find(|peer| {
-            peer.hostname == name
-                || peer.ipv4.as_deref() == Some(name)
-                || peer.ipv6.as_deref() == Some(name)
-                || (name.len() >= 8 && peer.node_id.starts_with(name))
-        });
+        let found = self.peers.iter().find(|peer| peer.is_called(name));
         let check = format!("peer {name}");
         let Some(peer) = found else {
             let remedy = "`easynet peers` lists who is there.";

@@ -1,7 +1,7 @@
 //! What the look-at commands show: the JSON of the contract, field by field. Absent is `null`, never a missing key.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -11,6 +11,7 @@ use engine::{
     path::addr::{Carrier, Hop},
     snapshot::{self, PathState, PeerState, RouteSource, RouteState, ServerState},
 };
+use ipnet::IpNet;
 use netio::{
     driver::{Recorded, View},
     udp::UdpSockets,
@@ -327,7 +328,7 @@ impl Facts {
             snapshot
                 .addresses
                 .iter()
-                .map(ipnet::IpNet::addr)
+                .map(IpNet::addr)
                 .find(|addr| addr.is_ipv4() == v4)
                 .map(|addr| addr.to_string())
         };
@@ -407,7 +408,7 @@ impl Facts {
         let address = |v4: bool| {
             peer.addresses
                 .iter()
-                .map(ipnet::IpNet::addr)
+                .map(IpNet::addr)
                 .find(|addr| addr.is_ipv4() == v4)
                 .map(|addr| addr.to_string())
         };
@@ -694,24 +695,34 @@ fn live(live: &snapshot::Live) -> std::collections::BTreeMap<String, usize> {
     .collect()
 }
 
+/// Whether people mean this node by `name`: its host name, one of its addresses, or at least so much of its id.
+fn is_called(name: &str, hostname: &str, addresses: &[IpNet], node: &str) -> bool {
+    hostname == name
+        || addresses.iter().any(|net| net.addr().to_string() == name)
+        || (name.len() >= SHORTEST_ID && node.starts_with(name))
+}
+
 /// A peer by host name, mesh address or the beginning of its id.
 pub fn find<'a>(snapshot: &'a snapshot::Snapshot, name: &str) -> Option<&'a snapshot::Peer> {
-    let peers = &snapshot.peers;
-    peers
-        .iter()
-        .find(|peer| {
-            peer.hostname == name || peer.addresses.iter().any(|net| net.addr().to_string() == name)
-        })
-        .or_else(|| {
-            peers.iter().find(|peer| name.len() >= 8 && peer.node.to_string().starts_with(name))
-        })
+    let is_it = |peer: &&snapshot::Peer| {
+        is_called(name, &peer.hostname, &peer.addresses, &peer.node.to_string())
+    };
+    snapshot.peers.iter().find(is_it)
 }
 
 /// Whether a name, address or the beginning of an id is this node's own.
 pub fn is_own(facts: &Facts, snapshot: &snapshot::Snapshot, name: &str) -> bool {
-    facts.hostname == name
-        || snapshot.addresses.iter().any(|net| net.addr().to_string() == name)
-        || (name.len() >= 8 && snapshot.node.to_string().starts_with(name))
+    is_called(name, &facts.hostname, &snapshot.addresses, &snapshot.node.to_string())
+}
+
+impl Peer {
+    /// Whether people mean this peer by `name`.
+    pub fn is_called(&self, name: &str) -> bool {
+        let addresses = [&self.ipv4, &self.ipv6].into_iter().flatten();
+        let addresses: Vec<IpNet> =
+            addresses.filter_map(|text| text.parse::<IpAddr>().ok()).map(IpNet::from).collect();
+        is_called(name, &self.hostname, &addresses, &self.node_id)
+    }
 }
 
 pub fn event(recorded: &Recorded) -> Event {
@@ -837,6 +848,9 @@ impl Facts {
     }
 }
 
+/// So many characters of a node's id stand for it.
+const SHORTEST_ID: usize = 8;
+
 /// Clocks may differ by this much, in seconds, before it is worth a word.
 pub const CLOCK_TOLERANCE_S: i64 = 60;
 
@@ -854,7 +868,9 @@ fn connected(servers: &[Server], view: &View) -> Condition {
         }
         (0, _) => condition("Connected", true, "Alone", "No peer or server is configured"),
         (_, 0) => {
-            let why = servers.iter().find_map(|server| server.message.clone());
+            let why = servers.iter().find_map(|server| {
+                server.message.as_ref().map(|message| format!("{} {message}", server.url))
+            });
             let message =
                 why.unwrap_or_else(|| "No configured peer or server answers yet".to_owned());
             condition("Connected", false, "NotReached", message)
@@ -868,7 +884,11 @@ fn host(view: &View) -> Condition {
         return condition("HostConfigured", true, "Applied", "Addresses and routes are in place");
     }
     let problems = &view.host.problems;
-    let message = if problems.is_empty() { "Not done yet".to_owned() } else { problems.join("; ") };
+    let message = if problems.is_empty() {
+        "Addresses and routes are not in place yet".to_owned()
+    } else {
+        problems.join("; ")
+    };
     condition(
         "HostConfigured",
         false,

@@ -332,7 +332,7 @@ fn a_reload_applies_what_is_valid_and_nothing_else() {
 
     fs::write(&file, format!("{FILE}rols: 1\n")).unwrap();
     let output = node.cli(&["config", "reload"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let said = text(&output.stderr);
     assert!(said.contains("line 4, column 1: rols: is not known; did you mean roles?"), "{said}");
     assert_eq!((revision(), &shown("transport.punch")["value"]), (1, &"full".into()));

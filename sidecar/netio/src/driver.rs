@@ -19,7 +19,7 @@ use engine::{
     Engine, Server,
     config::Config,
     drops::DropReason,
-    event::{Event, Input, Interface, Notice, Persist, Socket, Transmit},
+    event::{Event, Input, Interface, Notice, NoticeKind, Persist, Socket, Transmit},
     fastpath::Outbox,
     path::addr::{Carrier, Hop, TunnelId},
     server::Counts,
@@ -479,7 +479,12 @@ impl Driver {
 
     fn record(&mut self, notice: Notice) {
         // Addresses and names stay below INFO; the message says what happened without them.
-        tracing::info!(kind = notice.kind.as_str(), "{}", notice.message);
+        let kind = notice.kind.as_str();
+        if notice.kind == NoticeKind::AddressConflict {
+            tracing::warn!(kind, "{}", notice.message);
+        } else {
+            tracing::info!(kind, "{}", notice.message);
+        }
         tracing::debug!(kind = notice.kind.as_str(), peer = ?notice.peer, fields = ?notice.fields, "Event");
         (self.observer.0)(Observed::Notice(&notice));
         if self.events.len() == EVENTS_KEPT {

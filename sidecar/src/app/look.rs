@@ -115,19 +115,9 @@ async fn wait(path: &args::Admin, condition: &str, timeout: Duration) -> Result<
             }
             Some(("direct", peer)) => {
                 let peers: Result<Vec<view::Peer>, Failure> = ask(path, &Request::Peers).await;
-                peers.map(|peers| {
-                    let is_it = |found: &&view::Peer| {
-                        found.hostname == peer
-                            || found.ipv4.as_deref() == Some(peer)
-                            || found.ipv6.as_deref() == Some(peer)
-                            || (peer.len() >= 8 && found.node_id.starts_with(peer))
-                    };
-                    match peers.iter().find(is_it) {
-                        Some(found) => {
-                            (found.state == "direct", format!("{peer} is {}", found.state))
-                        }
-                        None => (false, format!("nobody is called {peer}")),
-                    }
+                peers.map(|peers| match peers.iter().find(|found| found.is_called(peer)) {
+                    Some(found) => (found.state == "direct", format!("{peer} is {}", found.state)),
+                    None => (false, format!("nobody is called {peer}")),
                 })
             }
             None | Some(_) => return Err(usage()),
