@@ -171,6 +171,9 @@ fn only_what_others_change_is_drift() {
         netlink.apply(&desired).await.unwrap();
         let mut changes = drift::watch("ezs0", netlink.own(), &group);
         let quiet = Duration::from_millis(100);
+        // The kernel tells of a link's new state up to a second late.
+        let settled = Duration::from_millis(1200);
+        while tokio::time::timeout(settled, changes.recv()).await.is_ok() {}
         desired.routes.insert(net("10.42.0.0/24"), None);
         netlink.apply(&desired).await.unwrap();
         run_ip("route add 10.55.0.0/16 dev lo");
