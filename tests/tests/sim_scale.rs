@@ -1,4 +1,4 @@
-//! A thousand nodes, as many of them whole as this takes three minutes of one core.
+//! A thousand nodes, as many of them whole as this takes about two minutes of one core.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
