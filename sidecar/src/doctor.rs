@@ -273,30 +273,21 @@ impl Seen {
                 ),
             ),
             (_, Some(why)) => Finding::bad(&check, why.clone(), self.other_secret()),
-            (_, None) if server.pinned => {
-                match self.start(&server.url).map(|start| answers(&start)) {
-                    Some(finding) if finding.level == Level::Wrong => finding,
-                    Some(_) | None => {
-                        let message = "answers, but does not accept this node";
-                        Finding::bad(&check, message, self.other_secret())
-                    }
-                }
-            }
+            (_, None) if server.pinned => Finding::bad(
+                &check,
+                "does not answer",
+                format!(
+                    "Check that it runs, that its port is open for UDP and TCP, and that ?k= is its key; if it is a \
+                     member: {}",
+                    lower(&self.other_secret())
+                ),
+            ),
             (_, None) => Finding::bad(
                 &check,
                 "does not answer",
                 "Check that it runs, and that its port is open for UDP and TCP.",
             ),
         }
-    }
-
-    /// The configured peer or server of this URL, with its key.
-    fn start(&self, url: &str) -> Option<PeerUrl> {
-        let row = self.settings.iter().find(|row| row["key"] == "peers")?;
-        let starts = row["value"].as_array()?.iter().filter_map(|text| text.as_str()?.parse().ok());
-        starts
-            .into_iter()
-            .find(|start: &PeerUrl| PeerUrl { keys: None, ..start.clone() }.to_string() == url)
     }
 
     fn other_secret(&self) -> String {
