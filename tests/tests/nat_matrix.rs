@@ -18,14 +18,20 @@ fn meet(left: Nat, right: Nat) -> bool {
     become_direct(lab, relay, [host_a, host_b], &format!("{left:?} x {right:?}"))
 }
 
-fn become_direct(mut lab: Lab, relay: Host, [host_a, host_b]: [Host; 2], what: &str) -> bool {
-    let (_server, url) = node::server(&mut lab, &relay, "server", "");
-    let a = Node::start(&lab, &host_a, "a", &[&url], "");
-    let b = Node::start(&lab, &host_b, "b", &[&url], "");
+/// A node on each host; they know each other.
+fn join(lab: &Lab, host_a: &Host, host_b: &Host, url: &str) -> (Node, Node) {
+    let a = Node::start(lab, host_a, "a", &[url], "");
+    let b = Node::start(lab, host_b, "b", &[url], "");
     for node in [&a, &b] {
         node.wait("ready", Duration::from_secs(15));
         node.wait("peers=1", Duration::from_secs(15));
     }
+    (a, b)
+}
+
+fn become_direct(mut lab: Lab, relay: Host, [host_a, host_b]: [Host; 2], what: &str) -> bool {
+    let (_server, url) = node::server(&mut lab, &relay, "server", "");
+    let (a, b) = join(&lab, &host_a, &host_b, &url);
     let target = b.ipv4();
     for _ in 0..6 {
         let ping = host_a.ping(&target, 10, Duration::from_millis(50));
@@ -46,12 +52,7 @@ fn nat_leaky_x_port_restricted_goes_direct_at_the_second_attempt_when_the_first_
         (lab.site("ra", Nat::Leaky), lab.site("rb", Nat::PortRestricted));
     let (host_a, host_b) = (lab.host(&mut site_a, "a"), lab.host(&mut site_b, "b"));
     let (_server, url) = node::server(&mut lab, &relay, "server", "");
-    let a = Node::start(&lab, &host_a, "a", &[&url], "");
-    let b = Node::start(&lab, &host_b, "b", &[&url], "");
-    for node in [&a, &b] {
-        node.wait("ready", Duration::from_secs(15));
-        node.wait("peers=1", Duration::from_secs(15));
-    }
+    let (a, b) = join(&lab, &host_a, &host_b, &url);
     let target = b.ipv4();
     poison(&site_a, &site_b);
 
