@@ -343,7 +343,8 @@ fn lead(group: &TaskGroup, parts: Parts<'_>) {
         };
         let root = feed::identity::root(&client, &namespace, &mut rng).await?;
         let (table_tx, table) = watch::channel(Arc::new(feed::Table::default()));
-        let authenticator = feed::Authenticator::token_review(client.clone(), namespace.clone());
+        let authenticator =
+            feed::Authenticator::token_review(client.clone(), namespace.clone(), world.clone());
         let server = feed::Server::start(
             listen,
             &root,

@@ -122,6 +122,8 @@ pub struct Pod {
     /// The EasyNetwork that its label names.
     pub network: String,
     pub node: String,
+    /// The DaemonSet that controls it; empty is none.
+    pub daemon_set: String,
     pub ready: bool,
     /// It will not run again.
     pub ended: bool,
@@ -377,9 +379,14 @@ impl Pod {
                 let reason = condition.reason.clone().unwrap_or_default();
                 (reason, condition.message.clone().unwrap_or_default())
             });
+        let owners = pod.metadata.owner_references.iter().flatten();
+        let mut daemon_sets = owners
+            .filter(|owner| owner.controller == Some(true) && owner.kind == "DaemonSet")
+            .map(|owner| owner.name.clone());
         Self {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
+            daemon_set: daemon_sets.next().unwrap_or_default(),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             created: created(&pod.metadata),
             network: pod

@@ -63,6 +63,7 @@ use kube::{
     config::AuthInfo,
     runtime::{conditions, wait::await_condition},
 };
+use operator::api::Requests;
 
 pub use self::{
     audit::{Audit, Request},
@@ -219,14 +220,24 @@ impl ControlPlane {
         self.client_as("admin", &["system:masters"])
     }
 
+    /// The operator's kind of client, which counts what it asks, with all rights.
+    pub fn counted_client(&self, requests: &Requests) -> Client {
+        let config = self.config(self.certified("admin", &["system:masters"]));
+        operator::api::client(config, requests).expect("a client")
+    }
+
     /// A client that is this user by certificate.
     pub fn client_as(&self, user: &str, groups: &[&str]) -> Client {
+        client(self.config(self.certified(user, groups)))
+    }
+
+    fn certified(&self, user: &str, groups: &[&str]) -> AuthInfo {
         let (certificate, key) = self.pki.client(user, groups);
-        client(self.config(AuthInfo {
+        AuthInfo {
             client_certificate_data: Some(BASE64.encode(certificate.as_bytes())),
             client_key_data: Some(BASE64.encode(key.as_bytes()).into()),
             ..AuthInfo::default()
-        }))
+        }
     }
 
     /// A client that shows this token.

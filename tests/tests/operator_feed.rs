@@ -14,9 +14,14 @@ use netio::{
     resolve::{self, Resolver},
     task::TaskGroup,
 };
-use operator::feed::{
-    Attributes, Authenticator, Event, Limits, Member, MemberKey, Network, Server, Table,
-    auth::Refusal,
+use operator::{
+    api::Requests,
+    feed::{
+        Attributes, Authenticator, Event, Limits, Member, MemberKey, Network, Server, Table,
+        auth::Refusal,
+    },
+    index::{self, World},
+    watch::key_of,
 };
 use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
 use ring::{
@@ -79,8 +84,24 @@ impl Place {
         self.plane.token(&self.namespace, account, audience, pod).await
     }
 
+    /// One whose index has heard of nothing yet.
     fn authenticator(&self) -> Authenticator {
-        Authenticator::token_review(self.client.clone(), &self.namespace)
+        self.authenticator_of(self.client.clone(), World::default())
+    }
+
+    fn authenticator_of(&self, client: Client, world: World) -> Authenticator {
+        Authenticator::token_review(client, &self.namespace, watch::channel(Arc::new(world)).1)
+    }
+
+    /// What an index knows that has heard of these agents.
+    fn world(&self, agents: &[Pod]) -> World {
+        let named = agents.iter().map(|pod| {
+            let taken = Arc::new(index::Pod::take_agent(pod.clone()));
+            (key_of(&pod.metadata), taken)
+        });
+        let mut world = World::default();
+        world.agents.extend(named);
+        world
     }
 
     async fn ask(&self, token: &str) -> Result<MemberKey, Refusal> {
@@ -194,6 +215,44 @@ async fn nobody_but_an_agent_of_the_network_is_a_node() {
     let token = other.token("easynet-agent", "easynet", Some(&pod)).await;
     let outcome = place.ask(&token).await;
     assert!(matches!(outcome, Ok(MemberKey::Pod { .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn an_agent_that_the_index_knows_costs_no_look_at_its_pod() {
+    let place = Place::new().await;
+    let requests = Requests::default();
+    let client = place.plane.counted_client(&requests);
+    let old = place.agent("a1", "n1").await;
+    place.pods().delete("a1", &DeleteParams::default().grace_period(0)).await.unwrap();
+    let (now, foreign) = (
+        place.agent("a1", "n1").await,
+        place.pod("a2", "easynet-agent", "n1", "easynet-agent-test").await,
+    );
+    let token = place.token("easynet-agent", "easynet", Some(&now)).await;
+    let of_foreign = place.token("easynet-agent", "easynet", Some(&foreign)).await;
+    // The index may be behind, so what it does not confirm is looked at.
+    for (what, known, token, looks, is_agent) in [
+        ("known", vec![now.clone()], &token, 0, true),
+        ("not heard of", vec![], &token, 1, true),
+        ("another of that name", vec![old], &token, 1, true),
+        ("of another network", vec![foreign], &of_foreign, 1, false),
+    ] {
+        let authenticator = place.authenticator_of(client.clone(), place.world(&known));
+        let (reads, writes) = (requests.reads(), requests.writes());
+
+        let outcome = authenticator.authenticate(token, NETWORK).await;
+
+        assert_eq!(outcome.is_ok(), is_agent, "{what}: {outcome:?}");
+        let cost = (requests.reads() - reads, requests.writes() - writes);
+        assert_eq!(cost, (looks, 1), "{what}: looks at pods, and reviews");
+    }
+
+    // Of a pod that is gone the token is not good, although the index has not heard of it yet.
+    let token = place.token("easynet-agent", "easynet", Some(&now)).await;
+    let authenticator = place.authenticator_of(client, place.world(&[now]));
+    place.pods().delete("a1", &DeleteParams::default().grace_period(0)).await.unwrap();
+    let outcome = authenticator.authenticate(&token, NETWORK).await;
+    assert!(is_not_good(&outcome), "{outcome:?}");
 }
 
 #[tokio::test]

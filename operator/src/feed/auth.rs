@@ -8,19 +8,23 @@
 //! - for the role of a node: its ServiceAccount is the agents', its pod belongs to the network's DaemonSet, and the node is
 //!   the one that the token is bound to, whatever the caller says;
 //! - for the role of a pod: whoever the ServiceAccount is. Whether that pod is a member stands in the table.
+//!
+//! The pod of a node's token is looked up in the index first, so that an agent costs one request. The index may be behind, so it can
+//! only say yes: a pod that it does not know, or not as an agent's, is asked for. That the pod exists, the API server said of the token.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
-    core::v1::Pod,
+    core::v1::Pod as ApiPod,
 };
 use kube::{Api, Client, api::PostParams};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::MemberKey;
 use crate::{
     api::{WITHIN, within},
+    index::{Pod, World},
     names,
 };
 
@@ -41,6 +45,8 @@ pub struct Reviewer {
     client: Client,
     /// Where our agents run.
     namespace: String,
+    /// Has the agents' pods, as far as they were heard of.
+    world: watch::Receiver<Arc<World>>,
     turns: Arc<Semaphore>,
 }
 
@@ -68,10 +74,14 @@ impl Tokens {
 }
 
 impl Authenticator {
-    /// Asks the API server of `client`; `namespace` is where the agents' DaemonSets are.
-    pub fn token_review(client: Client, namespace: impl Into<String>) -> Self {
+    /// Asks the API server of `client`; `namespace` is where the agents' DaemonSets are, and `world` knows their pods.
+    pub fn token_review(
+        client: Client,
+        namespace: impl Into<String>,
+        world: watch::Receiver<Arc<World>>,
+    ) -> Self {
         let turns = Arc::new(Semaphore::new(REVIEWS));
-        Self::TokenReview(Reviewer { client, namespace: namespace.into(), turns })
+        Self::TokenReview(Reviewer { client, namespace: namespace.into(), world, turns })
     }
 
     /// Who in `network` holds `token`.
@@ -117,9 +127,13 @@ impl Reviewer {
                 uid: bound.uid,
             });
         };
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let pod = within(WITHIN, pods.get_opt(name)).await.map_err(|error| unchecked(&error))?;
-        is_agent(pod.as_ref(), uid, node, network)?;
+        let known = self.world.borrow().agents.get(&format!("{}/{name}", self.namespace)).cloned();
+        if is_agent(known.as_deref(), uid, node, network).is_err() {
+            let pods: Api<ApiPod> = Api::namespaced(self.client.clone(), &self.namespace);
+            let pod =
+                within(WITHIN, pods.get_opt(name)).await.map_err(|error| unchecked(&error))?;
+            is_agent(pod.map(Pod::take_agent).as_ref(), uid, node, network)?;
+        }
         Ok(MemberKey::Node(node.clone()))
     }
 }
@@ -185,18 +199,14 @@ fn extra(user: &UserInfo, key: &str) -> Option<String> {
 /// Whether the pod of a token with the agents' account is an agent of `network` on `node`.
 fn is_agent(pod: Option<&Pod>, uid: &str, node: &str, network: &str) -> Result<(), Refusal> {
     let not_allowed = |why: String| Err(Refusal::NotAllowed(why));
-    let Some(pod) = pod.filter(|pod| pod.metadata.uid.as_deref() == Some(uid)) else {
+    let Some(pod) = pod.filter(|pod| pod.uid == uid) else {
         return not_allowed("the token's pod is gone".to_owned());
     };
-    let runs_on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-    if runs_on != Some(node) {
+    if pod.node != node {
         return not_allowed(format!("the token's pod does not run on {node}"));
     }
     let wanted = names::agents(network);
-    let owned = pod.metadata.owner_references.iter().flatten().any(|owner| {
-        owner.controller == Some(true) && owner.kind == "DaemonSet" && owner.name == wanted
-    });
-    if !owned {
+    if pod.daemon_set != wanted {
         return not_allowed(format!("the token's pod is not of the DaemonSet {wanted}"));
     }
     Ok(())
@@ -291,14 +301,15 @@ mod tests {
 
     #[test]
     fn an_agent_is_a_pod_of_the_networks_daemon_set_on_that_node() {
-        let pod = |uid: &str, node: &str, kind: &str, owner: &str| -> Pod {
-            serde_json::from_value(json!({
+        let pod = |uid: &str, node: &str, kind: &str, owner: &str| {
+            let pod = json!({
                 "metadata": {"uid": uid, "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "DaemonSet", "name": "easynet-agent-prod", "uid": "p"},
                     {"apiVersion": "apps/v1", "kind": kind, "name": owner, "uid": "o", "controller": true},
                 ]},
                 "spec": {"nodeName": node, "containers": []},
-            }))
-            .unwrap()
+            });
+            Pod::take_agent(serde_json::from_value(pod).unwrap())
         };
         let good = pod("u1", "n1", "DaemonSet", "easynet-agent-prod");
         assert_eq!(is_agent(Some(&good), "u1", "n1", "prod"), Ok(()));
