@@ -11,8 +11,8 @@
 //!                                    ▼
 //!                                 sidecar
 //! ```
-//! [`identity`] is the root that sidecars know this server by, [`auth`] says who a caller is, [`member`] what a member is sent, [`server`] accepts and runs the sessions, [`reports`] is
-//! the way back.
+//! [`identity`] is the root that sidecars know this server by, [`auth`] says who a caller is, [`member`] what a member is sent,
+//! [`server`] accepts and runs the sessions, [`clock`] judges the callers' clocks, [`reports`] is the way back.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -22,6 +22,7 @@ use session::issuer::Issuer;
 use wire::id::NodeKeys;
 
 pub mod auth;
+pub mod clock;
 pub mod identity;
 pub mod member;
 pub mod reports;
@@ -142,6 +143,10 @@ pub enum Event {
         rolled_back: bool,
     },
     Status(Box<rpc::feed::Status>),
+    /// Its clock is so many seconds ahead of this machine's; 0 is close enough.
+    Clock {
+        ahead_s: i64,
+    },
     /// It keeps on disk that it is retired.
     Retired,
     /// Its session ended, and it has no other.

@@ -106,6 +106,8 @@ pub struct Reported {
     /// A revision that it could not apply, and why.
     pub failed: Option<(u64, String)>,
     pub status: Option<rpc::feed::Status>,
+    /// Its clock is so many seconds ahead of the operator's; 0 is close enough.
+    pub ahead_s: i64,
     /// It acknowledged that it is no member any more.
     pub retired: bool,
 }

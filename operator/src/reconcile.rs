@@ -385,6 +385,7 @@ impl Reconciler {
                 }
                 reported.status = Some(*status);
             }
+            Event::Clock { ahead_s } => reported.ahead_s = ahead_s,
             Event::Retired => reported.retired = true,
             Event::Gone => reported.online = false,
         }

@@ -45,6 +45,7 @@ use wire::id::{DhKey, NodeKeys, SignKey};
 use super::{
     Authenticator, Event, MemberKey, Report, Reports, Table,
     auth::Refusal,
+    clock,
     member::{Holder, Next},
 };
 
@@ -266,6 +267,8 @@ struct Pending {
     call: u64,
     enroll: Enroll,
     keys: NodeKeys,
+    /// As it stood when Enroll came.
+    clock: Option<clock::Watched>,
     outcome: Authentication,
 }
 
@@ -275,6 +278,7 @@ struct Somebody {
     member: MemberKey,
     holder: Holder,
     since: Instant,
+    clock: Option<clock::Watched>,
     table: watch::Receiver<Arc<Table>>,
     superseded: oneshot::Receiver<()>,
     unknown_since: Option<Instant>,
@@ -456,6 +460,7 @@ impl Session {
             (Arc::clone(&self.shared), enroll.token.clone(), enroll.network.clone());
         self.auth = Some(Pending {
             call: frame.call,
+            clock: clock::Watched::new(enroll.unix_s, now),
             enroll,
             keys,
             outcome: Box::pin(
@@ -482,7 +487,9 @@ impl Session {
         outcome: Result<MemberKey, Refusal>,
         now: Instant,
     ) -> Result<(), Over> {
-        let Some(Pending { call, enroll, keys, .. }) = self.auth.take() else { return Ok(()) };
+        let Some(Pending { call, enroll, keys, clock, .. }) = self.auth.take() else {
+            return Ok(());
+        };
         let member = match outcome {
             Ok(member) => member,
             Err(refusal) => {
@@ -514,6 +521,7 @@ impl Session {
             member,
             holder: Holder::new(keys),
             since: now,
+            clock,
             table: self.shared.table.clone(),
             superseded,
             unknown_since: None,
@@ -526,6 +534,7 @@ impl Session {
 
     /// Sends what is new in the table.
     fn compare(&mut self, now: Instant) -> Result<(), Over> {
+        self.judge_clock(now);
         let Some(somebody) = &mut self.member else { return Ok(()) };
         if self.unsent.len() > UNSENT_MOST {
             return Err("it does not read what it is sent".to_owned());
@@ -547,6 +556,13 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    fn judge_clock(&mut self, now: Instant) {
+        let clock = self.member.as_mut().and_then(|somebody| somebody.clock.as_mut());
+        if let Some(ahead_s) = clock.and_then(|clock| clock.look(unix(), now)) {
+            self.report(Event::Clock { ahead_s });
+        }
     }
 
     fn deliver(&mut self, mut desired: Desired, now: Instant) {

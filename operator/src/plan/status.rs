@@ -31,6 +31,8 @@ use crate::{
 
 /// A new leader hears of members as they connect again; so long it believes what was written last.
 pub const HEARING: i64 = 90;
+/// What sidecars call the condition of their clocks.
+const CLOCK_RIGHT: &str = "ClockRight";
 /// Names that a message lists; the rest is a number.
 const NAMED: usize = 3;
 
@@ -90,6 +92,8 @@ reasons! {
     TunMissing,
     /// The port is taken on a node.
     PortTaken,
+    /// The clock of a node differs from the operator's, or from those of the servers that it knows.
+    ClockSkew,
     /// Something is wrong with a node; the message says what.
     HostProblem,
     /// It is not known which range of pods is a node's own.
@@ -311,6 +315,7 @@ pub(super) fn conclude(
         Reason::AgentNotRunning,
         Reason::TunMissing,
         Reason::PortTaken,
+        Reason::ClockSkew,
         Reason::HostProblem,
         Reason::PodRangeUnclear,
         Reason::FeedMissing,
@@ -777,20 +782,23 @@ fn peer_status(
         .or(reported.from)
         .zip(port)
         .map(|(address, port)| std::net::SocketAddr::new(address, port).to_string());
+    let say = |kind: &str, truth: &str, reason: &str, message: String| {
+        let generation = peer.metadata.generation;
+        condition(kind, truth, reason, message, generation, &before.conditions, input.now)
+    };
+    let skew = clock_skew(reported).filter(|_| reported.online);
     let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let conditions = conditions.iter().filter(|condition| !condition.kind.is_empty()).map(|said| {
-        let reason = if is_reason(&said.reason) { &said.reason } else { "HostProblem" };
-        let truth = if said.status { "True" } else { "False" };
-        condition(
-            &said.kind,
-            truth,
-            reason,
-            said.message.clone(),
-            peer.metadata.generation,
-            &before.conditions,
-            input.now,
-        )
-    });
+    let conditions = conditions
+        .iter()
+        .filter(|said| !said.kind.is_empty() && (said.kind != CLOCK_RIGHT || skew.is_none()))
+        .map(|said| {
+            let reason = if is_reason(&said.reason) { &said.reason } else { "HostProblem" };
+            let truth = if said.status { "True" } else { "False" };
+            say(&said.kind, truth, reason, said.message.clone())
+        });
+    let skewed = skew
+        .as_ref()
+        .map(|skew| say(CLOCK_RIGHT, "False", Reason::ClockSkew.as_str(), skew.clone()));
     EasyPeerStatus {
         node_id: reported
             .keys
@@ -806,7 +814,7 @@ fn peer_status(
         direct: peers.map(|peers| peers.direct),
         relayed: peers.map(|peers| peers.relayed),
         version: Some(reported.version.clone()).filter(|version| !version.is_empty()),
-        conditions: conditions.collect(),
+        conditions: conditions.chain(skewed).collect(),
         exported: peer
             .spec
             .exports
@@ -851,6 +859,10 @@ fn problem(
     trouble: Option<&(String, String)>,
 ) -> Option<(Reason, String)> {
     if let Some(reported) = reported.filter(|reported| reported.online) {
+        // Before what follows from it: certificates are judged by the clock.
+        if let Some(skew) = clock_skew(reported) {
+            return Some((Reason::ClockSkew, skew));
+        }
         if let Some((failed, error)) = &reported.failed
             && Some(*failed) == revision
         {
@@ -863,11 +875,27 @@ fn problem(
         let mut wrong = conditions.unwrap_or_default().iter().filter(|condition| !condition.status);
         let (reason, wrong) =
             wrong.find_map(|condition| Some((host_problem(&condition.kind)?, condition)))?;
-        return Some((reason, wrong.message.clone()));
+        let remedy = if reason == Reason::ClockSkew { "; set it, by NTP for example" } else { "" };
+        return Some((reason, format!("{}{remedy}", wrong.message)));
     }
     let (reason, message) = trouble?;
     let message = if message.is_empty() { String::new() } else { format!(": {message}") };
     Some((Reason::AgentNotRunning, format!("the agent's pod does not run, {reason}{message}")))
+}
+
+/// What is wrong with the clock of a member, if anything is.
+fn clock_skew(reported: &Reported) -> Option<String> {
+    let apart = match reported.ahead_s.unsigned_abs() {
+        0 => return None,
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ ..7_200 => format!("{} min", seconds / 60),
+        seconds @ ..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    };
+    let way = if reported.ahead_s > 0 { "ahead of" } else { "behind" };
+    Some(format!(
+        "the clock is {apart} {way} the operator's; set the one that is wrong, by NTP for example: certificates are judged by it"
+    ))
 }
 
 /// What a condition of a sidecar that is not true means for the network. Whom it reaches is another matter, and judged elsewhere.
@@ -875,9 +903,8 @@ fn host_problem(kind: &str) -> Option<Reason> {
     match kind {
         "TunOpen" => Some(Reason::TunMissing),
         "Listening" => Some(Reason::PortTaken),
-        "HostConfigured" | "SocketsMarked" | "ForwardingOpen" | "ClockRight" => {
-            Some(Reason::HostProblem)
-        }
+        CLOCK_RIGHT => Some(Reason::ClockSkew),
+        "HostConfigured" | "SocketsMarked" | "ForwardingOpen" => Some(Reason::HostProblem),
         _ => None,
     }
 }

@@ -442,6 +442,60 @@ fn what_is_wrong_with_a_node_names_the_node_and_the_fix() {
 }
 
 #[test]
+fn a_clock_that_is_off_is_named_before_what_follows_from_it_and_until_it_is_right() {
+    let mut cluster = Cluster::with_nodes(json!({"clusterName": "a"}), &["x", "y"]);
+    cluster.converge();
+    let (key, peer) = (cluster.key("y"), names::node_peer("prod", "y"));
+    let agrees = |status, reason: &str| rpc::feed::Condition {
+        kind: "ClockRight".to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: "clocks differ by 61 s".to_owned(),
+    };
+    let clock = |desired: &Desired| {
+        let all = &desired.peer_status[&peer].conditions;
+        let clocks: Vec<_> = all.iter().filter(|found| found.type_ == "ClockRight").collect();
+        assert_eq!(clocks.len(), 1, "{all:?}");
+        (clocks[0].status.clone(), clocks[0].reason.clone(), clocks[0].message.clone())
+    };
+    for (ahead_s, text) in [
+        (-90, "the clock is 90 s behind the operator's; set"),
+        (3_600, "the clock is 60 min ahead of the operator's; set"),
+        (-86_400, "the clock is 24 h behind the operator's; set"),
+        (172_800, "the clock is 2 days ahead of the operator's; set"),
+    ] {
+        let reported = cluster.reports.get_mut(&key).unwrap();
+        reported.ahead_s = ahead_s;
+        reported.failed = Some((1, "the certificate is not valid yet".to_owned()));
+        reported.status.as_mut().unwrap().conditions = vec![agrees(true, "Agrees")];
+
+        let desired = cluster.plan();
+
+        assert_condition(&desired, "Programmed", "False", Reason::ClockSkew);
+        assert_condition(&desired, "Stalled", "True", Reason::ClockSkew);
+        assert!(message(&desired, "Ready").starts_with(&format!("y: {text}")), "{text}");
+        assert!(message(&desired, "Ready").contains("NTP"));
+        let (status, reason, said) = clock(&desired);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "ClockSkew"));
+        assert!(said.starts_with(text), "{said}");
+    }
+
+    let reported = cluster.reports.get_mut(&key).unwrap();
+    (reported.ahead_s, reported.failed) = (0, None);
+    let desired = cluster.plan();
+    assert_condition(&desired, "Ready", "True", Reason::Ready);
+    assert_eq!(clock(&desired).1, "Agrees");
+
+    // What the member itself finds out from its servers.
+    let reported = cluster.reports.get_mut(&key).unwrap();
+    reported.status.as_mut().unwrap().conditions = vec![agrees(false, "Differs")];
+    let desired = cluster.plan();
+    assert_condition(&desired, "Programmed", "False", Reason::ClockSkew);
+    let said = "y: clocks differ by 61 s; set it, by NTP for example";
+    assert_eq!(message(&desired, "Programmed"), said);
+}
+
+#[test]
 fn an_agent_whose_pod_does_not_run_is_named_with_the_reason() {
     let mut cluster = Cluster::with_nodes(json!({"clusterName": "a"}), &["x"]);
     cluster.settle();

@@ -68,6 +68,9 @@ pub struct Enroll {
     /// The revision that the node runs with; 0 is none.
     #[prost(uint64, tag = "7")]
     pub revision: u64,
+    /// Unix seconds as the node's clock has it; 0 is a node that does not say.
+    #[prost(uint64, tag = "8")]
+    pub unix_s: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Message)]

@@ -19,6 +19,8 @@
 //! A connection keeps order, so the counters of DATA must come one after the other, and freshness values are not used: a
 //! replayed INIT makes a session that nobody can use.
 
+mod clock;
+
 use std::{
     fmt,
     sync::Arc,
@@ -50,6 +52,8 @@ use crate::{
     keys::TransportKeys,
     transport::{REJECT_AFTER, aead, nonce},
 };
+
+pub use self::clock::Clock;
 
 /// Context of the root's signature over a server's keys.
 pub const ENDORSE_CONTEXT: &[u8] = b"easynet feed server v1";

@@ -2,7 +2,8 @@
 //!
 //! The task owns the connection. It wakes on that, on its deadlines, and on what this node has to say ([`Up`]). A server that
 //! is gone is dialled again, at random times that grow to half a minute; the token is read anew each time, since it changes
-//! under way. Cancelling the task closes the connection; the node runs on with what it has.
+//! under way. A clock that somebody set ends the session, too: the next one says what it shows now, and what is delivered is
+//! judged by it. Cancelling the task closes the connection; the node runs on with what it has.
 
 use std::{
     fmt, io,
@@ -21,7 +22,10 @@ use rpc::{
     },
     frame::{self, Failure, Frame, Kind, Reason},
 };
-use session::{feed::Feed, identity::Identity};
+use session::{
+    feed::{Clock, Feed},
+    identity::Identity,
+};
 use socket2::SockRef;
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -49,6 +53,8 @@ const COUNTERS_EVERY: Duration = Duration::from_secs(10);
 const READ: usize = 16 * 1024;
 /// A clock that differs by more is worth a warning: certificates are judged by it.
 const CLOCK_TOLERANCE: u64 = session::certificate::CLOCK_TOLERANCE_S;
+/// A clock that moved by more than this within a session was set, or the machine slept.
+const CLOCK_SET: u64 = 30;
 
 /// What the session needs.
 #[derive(Debug)]
@@ -259,6 +265,8 @@ struct Connection<'a> {
     dialer: &'a Dialer,
     feed: Feed,
     began: Instant,
+    /// As this machine has it.
+    clock: Clock,
     unsent: Vec<u8>,
     enrolling: Option<u64>,
     enrolled: bool,
@@ -286,6 +294,7 @@ impl<'a> Connection<'a> {
             dialer,
             feed: Feed::dial(Arc::clone(identity), url.root, *aead, seed, now),
             began: now,
+            clock: Clock::new(unix_now(), now),
             unsent: Vec::new(),
             enrolling: None,
             enrolled: false,
@@ -349,6 +358,9 @@ impl<'a> Connection<'a> {
 
     fn handle(&mut self, woke: Woke, stream: &TcpStream) -> Result<(), Why> {
         let now = Instant::now();
+        if self.clock.ahead(unix_now(), now).unsigned_abs() > CLOCK_SET {
+            return Err("this machine's clock was set".to_owned());
+        }
         match woke {
             Woke::Readable(ready) => {
                 ready.map_err(|error| error.to_string())?;
@@ -431,6 +443,7 @@ impl<'a> Connection<'a> {
             network: self.dialer.parts.url.network.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: self.dialer.up.lock().revision,
+            unix_s: unix_now(),
         };
         self.enrolling = Some(self.call(ENROLL, enroll.encode_to_vec(), now));
         Ok(())
