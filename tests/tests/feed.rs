@@ -21,15 +21,31 @@ use netio::{
 use operator::feed::{
     Attributes, Authenticator, Event, Limits, Member, MemberKey, Network, Report, Server, Table,
     auth::Tokens,
+    member::{Holder, Next},
 };
+use prost::Message;
 use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
-use rpc::feed::{Applied, Status, Transition};
-use session::{feed::Root, identity::Identity, issuer::Issuer};
+use rpc::{
+    feed::{
+        APPLIED, Applied, DESIRED, Desired, ENROLL, ENROLL_CONTEXT, Enroll, Enrolled, LEAVING,
+        Left, Peers, STATUS, Status, Transition,
+    },
+    frame::{self, Failure, Frame, Kind, Reason},
+};
+use serde_json::{Value, json};
+use session::{
+    feed::{Feed, Root},
+    identity::Identity,
+    issuer::Issuer,
+};
 use sidecar::source::{
     FeedUrl, Standing,
     feed::{self, Link, Parts},
 };
-use tokio::sync::watch;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+};
 
 const WITHIN: Duration = Duration::from_secs(10);
 const NETWORK: &str = "prod";
@@ -359,6 +375,307 @@ async fn one_source_cannot_take_all_the_places_of_those_who_are_nobody_yet() {
     drop(silent);
     let mut link = bench.dial(0, &group);
     revision(&mut link, 1).await;
+}
+
+#[tokio::test]
+async fn a_member_takes_of_what_a_later_server_says_what_it_knows() {
+    let (mut server, mut link, group) = Raw::accept_member(1).await;
+    let enroll = server.frame().await;
+    assert_eq!(enroll.method, ENROLL);
+    let enrolled = Enrolled { member: "node-1".into(), unix_s: unix(), ..Enrolled::default() };
+    server.answer(enroll.call, &later(&enrolled)).await;
+
+    // A frame of a kind that is not known, and a call of a method that is not.
+    server.send_bytes(&later(&Frame { call: 7, kind: 9, ..Frame::default() })).await;
+    server.ask(8, 2 << 16 | 99, &UNKNOWN).await;
+    let refused = server.frame().await;
+    assert_eq!((refused.call, refused.kind()), (8, Kind::Error));
+
+    // Something new at every level of a configuration.
+    let known = delivered(1);
+    let mut sidecar: Value = serde_json::from_str(&known.sidecar).unwrap();
+    sidecar["colour"] = json!({"of": ["sea"]});
+    sidecar["node"]["mood"] = json!("calm");
+    sidecar["exports"][0]["weight"] = json!(7);
+    sidecar["exports"][0]["masquerade"] = json!("thrice");
+    sidecar["peers"].as_array_mut().unwrap().push(json!("quic://192.0.2.9:11010"));
+    sidecar["transport"] = json!({"mtu": 1400, "punch": "somewhat", "pace": 3});
+    let (certificate, attributes) = (known.certificate.as_ref(), known.attributes.as_ref());
+    let mut bytes = Desired {
+        sidecar: sidecar.to_string(),
+        certificate: None,
+        attributes: None,
+        epochs: vec![],
+        ..known.clone()
+    }
+    .encode_to_vec();
+    bytes.extend(inner(4, &later(certificate.unwrap())));
+    bytes.extend(inner(5, &later(attributes.unwrap())));
+    bytes.extend(inner(6, &later(&known.epochs[0])));
+    bytes.extend(UNKNOWN);
+    server.ask(9, DESIRED, &bytes).await;
+    let taken = server.frame().await;
+    assert_eq!((taken.call, taken.kind()), (9, Kind::Response));
+
+    let desired = revision(&mut link, 1).await;
+    let standing = Standing::read(&desired, &identity(1).keys(), None, unix()).expect("a member");
+    assert_eq!((standing.epochs(), standing.records.len()), (vec![1], 1));
+    let settings = config::parse_delivered(&desired.sidecar).expect("known parts").settle();
+    assert_eq!(settings.hostname.value.unwrap().as_str(), "node-1");
+    assert_eq!((settings.exports.value.len(), settings.peers.value.len()), (1, 6));
+    assert_eq!(settings.mtu.value.to_string(), "1400");
+
+    // Answers with more in them than was asked.
+    link.up.applied(Applied { revision: 1, ..Applied::default() });
+    let applied = server.frame().await;
+    assert_eq!(applied.method, APPLIED);
+    server.answer(applied.call, &UNKNOWN).await;
+    let (retires, ()) = tokio::join!(link.up.leaving(), async {
+        let leaving = server.frame().await;
+        assert_eq!(leaving.method, LEAVING);
+        server.answer(leaving.call, &later(&Left { retire: true })).await;
+    });
+    assert!(retires);
+    group.cancel();
+}
+
+#[tokio::test]
+async fn a_member_takes_what_an_earlier_server_says_and_does_without_the_rest() {
+    let (mut server, mut link, group) = Raw::accept_member(1).await;
+    let enroll = server.frame().await;
+    // It does not say what time it is.
+    let enrolled = Enrolled { member: "node-1".into(), ..Enrolled::default() };
+    server.answer(enroll.call, &enrolled.encode_to_vec()).await;
+    let sidecar = json!({"apiVersion": "config.easynet.io/v1alpha1", "kind": "Sidecar",
+        "node": {"hostname": "node-1"}});
+    let earlier = Desired {
+        sidecar: sidecar.to_string(),
+        records: vec![],
+        traceparent: String::new(),
+        ..delivered(1)
+    };
+    server.ask(1, DESIRED, &earlier.encode_to_vec()).await;
+    assert_eq!(server.frame().await.kind(), Kind::Response);
+
+    let desired = revision(&mut link, 1).await;
+    Standing::read(&desired, &identity(1).keys(), None, unix()).expect("a member");
+    let settings = config::parse_delivered(&desired.sidecar).unwrap().settle();
+    assert_eq!(settings.hostname.value.unwrap().as_str(), "node-1");
+
+    // It does not know this call yet; the session goes on.
+    link.up.status(Status { ready: true, ..Status::default() });
+    let status = server.frame().await;
+    let failure = Failure::new(Reason::NotAllowed, "no such method");
+    server.send(&frame::failure(status.call, &failure)).await;
+    server.ask(2, DESIRED, &Desired { revision: 2, ..earlier }.encode_to_vec()).await;
+    assert_eq!(revision(&mut link, 2).await.revision, 2);
+    group.cancel();
+}
+
+#[tokio::test]
+async fn a_server_takes_what_members_of_other_versions_say() {
+    let bench = Bench::new(2);
+    // A later one, and an earlier one.
+    for (number, more) in [(0, &UNKNOWN[..]), (1, &[][..])] {
+        let with_more = |mut bytes: Vec<u8>| {
+            bytes.extend_from_slice(more);
+            bytes
+        };
+        let mut member = Raw::dial(bench.server.local, number).await;
+        let enroll = Enroll { version: String::new(), unix_s: 0, ..member.enroll(number) };
+        member.ask(1, ENROLL, &with_more(enroll.encode_to_vec())).await;
+        let enrolled = member.frame().await;
+        assert_eq!((enrolled.call, enrolled.kind()), (1, Kind::Response));
+        let desired = member.frame().await;
+        assert_eq!(
+            (desired.method, Desired::decode(&*desired.body).unwrap().revision),
+            (DESIRED, 1)
+        );
+        member.answer(desired.call, more).await;
+
+        // A method that the server does not know is refused, and nothing else is.
+        member.ask(2, 2 << 16 | 99, more).await;
+        let refused = member.frame().await;
+        assert_eq!((refused.call, refused.kind()), (2, Kind::Error));
+        let applied = Applied { revision: 1, ..Applied::default() };
+        member.ask(3, APPLIED, &with_more(applied.encode_to_vec())).await;
+        assert_eq!(member.frame().await.kind(), Kind::Response);
+        let condition =
+            rpc::feed::Condition { kind: "MoodGood".into(), ..rpc::feed::Condition::default() };
+        let transition = Transition { kind: "mood".into(), ..Transition::default() };
+        let mut status = Status { revision: 1, ready: true, ..Status::default() }.encode_to_vec();
+        status.extend(inner(4, &with_more(Peers { total: 3, ..Peers::default() }.encode_to_vec())));
+        status.extend(inner(5, &with_more(condition.encode_to_vec())));
+        status.extend(inner(6, &with_more(transition.encode_to_vec())));
+        member.ask(4, STATUS, &with_more(status)).await;
+        assert_eq!(member.frame().await.kind(), Kind::Response);
+
+        assert!(matches!(bench.report().await.event, Event::Enrolled { .. }));
+        assert_eq!(bench.report().await.event, Event::Applied { revision: 1, epochs: vec![] });
+        let Event::Status(status) = bench.report().await.event else { panic!("a status") };
+        assert_eq!((status.ready, status.peers.unwrap().total), (true, 3));
+        assert_eq!(status.conditions, [condition]);
+        assert_eq!(status.transitions, [transition]);
+        drop(member);
+        assert_eq!(bench.report().await.event, Event::Gone);
+    }
+}
+
+#[tokio::test]
+async fn a_member_whose_clock_is_off_is_reported_with_how_far() {
+    let bench = Bench::new(1);
+    for (off, told) in [(-3600, true), (0, false), (90, true)] {
+        let mut member = Raw::dial(bench.server.local, 0).await;
+        let unix_s = unix().saturating_add_signed(off);
+        let enroll = Enroll { unix_s, ..member.enroll(0) };
+        member.ask(1, ENROLL, &enroll.encode_to_vec()).await;
+        member.frame().await;
+        assert!(matches!(bench.report().await.event, Event::Enrolled { .. }));
+        if told {
+            let Event::Clock { ahead_s } = bench.report().await.event else { panic!("a clock") };
+            // Both clocks count whole seconds.
+            assert!(ahead_s.abs_diff(off) <= 1, "{ahead_s} {off}");
+        }
+        drop(member);
+        assert_eq!(bench.report().await.event, Event::Gone);
+    }
+}
+
+/// What no version knows: a varint, eight bytes and a text under numbers that are nobody's.
+const UNKNOWN: [u8; 19] =
+    [0xf0, 0x07, 0x2a, 0xe9, 0x07, 1, 2, 3, 4, 5, 6, 7, 8, 0xfa, 0x07, 3, 1, 2, 3];
+
+/// A message as a later version might send it.
+fn later(message: &impl Message) -> Vec<u8> {
+    let mut bytes = message.encode_to_vec();
+    bytes.extend_from_slice(&UNKNOWN);
+    bytes
+}
+
+/// A message within another one, under a number below 16.
+fn inner(number: u8, message: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![number << 3 | 2];
+    prost::encoding::encode_varint(message.len() as u64, &mut bytes);
+    bytes.extend_from_slice(message);
+    bytes
+}
+
+/// What the real server would deliver to a member of the table.
+fn delivered(number: usize) -> Desired {
+    let mut holder = Holder::new(identity(number).keys());
+    match holder.next(&table(number + 1, 1), NETWORK, &key(number), unix()) {
+        Next::Send(desired) => *desired,
+        other @ (Next::Nothing | Next::Unknown | Next::Retire) => panic!("{other:?}"),
+    }
+}
+
+/// One end of a session, byte by byte.
+struct Raw {
+    stream: tokio::net::TcpStream,
+    feed: Feed,
+}
+
+impl Raw {
+    /// The server's end of the session of a real member.
+    async fn accept_member(number: usize) -> (Self, Link, TaskGroup) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let group = TaskGroup::new("member");
+        let parts = Parts {
+            url: url(listener.local_addr().unwrap(), &root()),
+            token_file: None,
+            identity: identity(number),
+            aead: wire::control::AEAD_CHACHA,
+            revision: 0,
+        };
+        let resolver = Resolver::new(resolve::Config::default(), group.child("resolver"));
+        let link = feed::spawn(parts, resolver, &group);
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut rng = ChaCha12Rng::from_seed([9; 32]);
+        let server = session::feed::Server::new(&root(), wire::control::AEAD_CHACHA, &mut rng);
+        let feed = Feed::accept(Arc::new(server), [5; 32], Instant::now());
+        let mut raw = Self { stream, feed };
+        raw.establish().await;
+        (raw, link, group)
+    }
+
+    /// A member's end of a session with a real server.
+    async fn dial(server: SocketAddr, number: usize) -> Self {
+        let stream = tokio::net::TcpStream::connect(server).await.unwrap();
+        let aead = wire::control::AEAD_CHACHA;
+        let feed = Feed::dial(identity(number), root().key(), aead, [6; 32], Instant::now());
+        let mut raw = Self { stream, feed };
+        raw.establish().await;
+        raw
+    }
+
+    /// What this member proves who it is by.
+    fn enroll(&self, number: usize) -> Enroll {
+        let (keys, exporter) = (identity(number).keys(), self.feed.exporter().unwrap());
+        Enroll {
+            token: format!("token-{number}"),
+            sign: keys.sign.0.to_vec(),
+            dh: keys.dh.0.to_vec(),
+            signature: identity(number).sign(ENROLL_CONTEXT, exporter).to_vec(),
+            network: NETWORK.to_owned(),
+            ..Enroll::default()
+        }
+    }
+
+    async fn establish(&mut self) {
+        while self.feed.exporter().is_none() {
+            self.read().await;
+        }
+        self.flush().await;
+    }
+
+    async fn flush(&mut self) {
+        while let Some(bytes) = self.feed.poll_transmit() {
+            self.stream.write_all(&bytes).await.unwrap();
+        }
+    }
+
+    async fn read(&mut self) {
+        self.flush().await;
+        let mut buffer = [0; 4096];
+        let read = tokio::time::timeout(WITHIN, self.stream.read(&mut buffer)).await;
+        let count = read.expect("the other side says something").unwrap();
+        assert!(count > 0, "the other side ended the session");
+        self.feed.handle_bytes(&buffer[..count], Instant::now()).unwrap();
+    }
+
+    /// The next frame that comes.
+    async fn frame(&mut self) -> Frame {
+        loop {
+            if let Some(frame) = frame::take(self.feed.received()).unwrap() {
+                return frame;
+            }
+            self.read().await;
+        }
+    }
+
+    async fn send(&mut self, frame: &Frame) {
+        self.feed.send(&frame.to_stream(), Instant::now());
+        self.flush().await;
+    }
+
+    /// Sends a frame that is encoded already.
+    async fn send_bytes(&mut self, frame: &[u8]) {
+        let mut bytes = u32::try_from(frame.len()).unwrap().to_le_bytes().to_vec();
+        bytes.extend_from_slice(frame);
+        self.feed.send(&bytes, Instant::now());
+        self.flush().await;
+    }
+
+    async fn ask(&mut self, call: u64, method: u32, body: &[u8]) {
+        let kind = Kind::Request as i32;
+        self.send(&Frame { call, kind, method, deadline_ms: 10_000, body: body.to_vec() }).await;
+    }
+
+    async fn answer(&mut self, call: u64, body: &[u8]) {
+        for frame in frame::answer(call, body) {
+            self.send(&frame).await;
+        }
+    }
 }
 
 /// Figures of a server process with thousands of members: see [`two_thousand_members_are_cheap`].

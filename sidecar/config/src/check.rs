@@ -9,7 +9,7 @@ use crate::{
     merge::{Origin, Partial, Sourced},
     sidecar::Imports,
     tree::{self, Node, Value},
-    value::{Export, Invalid},
+    value::{Export, ImportMode, Invalid},
 };
 
 /// Something wrong with a file.
@@ -40,8 +40,9 @@ pub fn parse(text: &str) -> Result<Partial, Vec<Problem>> {
     check(text, Origin::File)
 }
 
-/// Reads what a configuration server delivered, as JSON or YAML. Keys that are not known are passed over, since the
-/// server may be of a later version, and so are those that are the machine's own business (paths and sockets).
+/// Reads what a configuration server delivered, as JSON or YAML. The server may be of a later version, so what is not known is passed
+/// over: keys, words where there is a choice of some, and peers and listeners of a new kind. Of what others announce nothing is
+/// taken if the word for what is to be taken is a new one. Passed over is also what is the machine's own business (paths and sockets).
 ///
 /// # Errors
 /// Everything that is wrong with the rest, in the order of the text.
@@ -176,8 +177,8 @@ impl Check {
         for (key, node) in self.map(node, "transport", &["mtu", "p2p", "punch"]) {
             match key {
                 "mtu" => partial.mtu = self.parsed(node, "transport.mtu"),
-                "p2p" => partial.p2p = self.parsed(node, "transport.p2p"),
-                _ => partial.punch = self.parsed(node, "transport.punch"),
+                "p2p" => partial.p2p = self.choice(node, "transport.p2p"),
+                _ => partial.punch = self.choice(node, "transport.punch"),
             }
         }
     }
@@ -196,7 +197,7 @@ impl Check {
                         cidr = self.subnet(node, &format!("{path}.cidr"));
                     }
                     "mapTo" => map_to = self.subnet(node, &format!("{path}.mapTo")),
-                    _ => masquerade = self.parsed(node, &format!("{path}.masquerade")),
+                    _ => masquerade = self.choice(node, &format!("{path}.masquerade")),
                 }
             }
             let Some(cidr) = cidr else {
@@ -224,7 +225,8 @@ impl Check {
         let mut imports = Imports::default();
         for (key, node) in self.map(node, "imports", &["mode", "cidrs"]) {
             if key == "mode" {
-                imports.mode = self.parsed(node, "imports.mode").map_or(imports.mode, |s| s.value);
+                let unknown = if self.is_lenient() { ImportMode::None } else { imports.mode };
+                imports.mode = self.choice(node, "imports.mode").map_or(unknown, |s| s.value);
             } else if let Some(cidrs) = self.cidrs(node, "imports.cidrs") {
                 imports.cidrs = cidrs.value;
             }
@@ -258,10 +260,11 @@ impl Check {
     ) -> Option<Sourced<Vec<T>>> {
         let items = self.items(node, path)?;
         let parsed = items.iter().enumerate().filter_map(|(index, item)| {
-            self.parsed(item, &format!("{path}[{index}]")).map(|sourced| sourced.value)
+            self.choice(item, &format!("{path}[{index}]")).map(|sourced| sourced.value)
         });
-        let parsed = parsed.collect();
-        Some(self.said(parsed))
+        let parsed: Vec<T> = parsed.collect();
+        // Of a list in which nothing is known nothing was said.
+        (!parsed.is_empty() || items.is_empty()).then(|| self.said(parsed))
     }
 
     fn items<'a>(&mut self, node: &'a Node, path: &str) -> Option<&'a [Node]> {
@@ -309,6 +312,19 @@ impl Check {
         }
     }
 
+    /// One of several words or forms, to which later versions may add.
+    fn choice<T: FromStr<Err = Invalid>>(&mut self, node: &Node, path: &str) -> Option<Sourced<T>> {
+        match &node.value {
+            Value::Scalar(text) if self.is_lenient() && text.parse::<T>().is_err() => None,
+            Value::Scalar(_) | Value::List(_) | Value::Map(_) => self.parsed(node, path),
+        }
+    }
+
+    /// Whether the text may be of a later version.
+    fn is_lenient(&self) -> bool {
+        self.origin == Origin::Server
+    }
+
     fn value<T: FromStr>(&mut self, node: &Node, path: &str, expected: &str) -> Option<Sourced<T>> {
         let text = self.text::<String>(node, path)?.value;
         match text.parse() {
@@ -339,7 +355,7 @@ impl Check {
                 continue;
             };
             let full = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-            let lenient = self.origin == Origin::Server;
+            let lenient = self.is_lenient();
             if lenient && OWN.contains(&name.as_str()) {
                 continue;
             }
@@ -401,7 +417,7 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::value::{ImportMode, Listen, Masquerade, Punch};
+    use crate::value::{Listen, Masquerade, Punch};
 
     const GOOD: &str = "\
 apiVersion: config.easynet.io/v1alpha1
