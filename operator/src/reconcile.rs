@@ -100,9 +100,11 @@ pub struct Reconciler {
 #[derive(Debug)]
 struct Change {
     began: Instant,
-    /// Of its trace; ends with it.
-    span: Span,
+    /// Of its trace, until it is in force.
+    span: Option<Span>,
     traceparent: String,
+    /// The EasyPeers of its network.
+    peers: BTreeSet<String>,
 }
 
 /// What is remembered of a network between two passes.
@@ -265,12 +267,12 @@ impl Reconciler {
             self.running.push(job.instrument(span).boxed());
         }
         while let Some((key, status)) = self.gate.poll_write(now) {
-            let client = self.client.clone();
+            let (client, span) = (self.client.clone(), self.trace_status(&key));
             let job = async move {
                 let outcome = status::write(client, &key, &status).await;
                 Done::Status(key, outcome)
             };
-            self.running.push(job.boxed());
+            self.running.push(job.instrument(span).boxed());
         }
         self.metrics.waiting(self.queue.len(), self.gate.len());
     }
@@ -279,9 +281,31 @@ impl Reconciler {
     fn trace(&self, write: &Write) -> Span {
         let change =
             write.network().and_then(|network| self.networks.get(network)?.change.as_ref());
-        let Some(change) = change else { return Span::none() };
+        let Some(parent) = change.and_then(|change| change.span.as_ref()) else {
+            return Span::none();
+        };
         let ObjectKey { target, name, .. } = write.key();
-        tracing::info_span!(target: TRACE, parent: &change.span, "apply", kind = ?target, name)
+        tracing::info_span!(target: TRACE, parent: parent, "apply", kind = ?target, name)
+    }
+
+    /// The span of the write of a status, if it belongs to a change; also of the one that says that the change is in force.
+    fn trace_status(&self, key: &Key) -> Span {
+        let (change, kind, name) = match key {
+            Key::Network(name) => {
+                let state = self.networks.get(name);
+                (state.and_then(|state| state.change.as_ref()), "EasyNetwork", name)
+            }
+            Key::Peer(name) => {
+                let mut changes = self.networks.values().filter_map(|state| state.change.as_ref());
+                (changes.find(|change| change.peers.contains(name)), "EasyPeer", name)
+            }
+            Key::Malformed(_) => return Span::none(),
+        };
+        let Some(change) = change else { return Span::none() };
+        let span = tracing::info_span!(target: TRACE, parent: None, "status", kind, name);
+        // As if from elsewhere: the change may be over before it.
+        telemetry::follow(&span, &change.traceparent);
+        span
     }
 
     /// Takes in how something went; whether there is something to plan.
@@ -310,6 +334,11 @@ impl Reconciler {
             Done::Status(key, Ok(())) => {
                 self.metrics.wrote_status("ok");
                 let written = self.gate.handle_written(&key, now);
+                if let (Key::Network(name), Some(Status::Network(status))) = (&key, &written)
+                    && let Some(state) = self.networks.get_mut(name)
+                {
+                    state.end_change(status);
+                }
                 tracing::debug!(?key, is_known = written.is_some(), "Status written");
                 false
             }
@@ -407,9 +436,10 @@ impl Reconciler {
             let credentials = self.credentials(name, network, &world);
             let mut state = self.networks.remove(name).unwrap_or_default();
             state.note_change(network, now);
-            let planning = state.change.as_ref().map_or_else(
+            let changing = state.change.as_ref().and_then(|change| change.span.as_ref());
+            let planning = changing.map_or_else(
                 Span::none,
-                |change| tracing::info_span!(target: TRACE, parent: &change.span, "plan"),
+                |change| tracing::info_span!(target: TRACE, parent: change, "plan"),
             );
             let input = plan::Input {
                 world: &world,
@@ -836,18 +866,32 @@ impl State {
             tracing::info_span!(target: TRACE, parent: None, "change", network = name, generation);
         let traceparent = telemetry::traceparent(&span);
         self.traced = Some(generation);
-        self.change = Some(Change { began: now, span, traceparent });
+        let peers = BTreeSet::new();
+        self.change = Some(Change { began: now, span: Some(span), traceparent, peers });
     }
 
     /// Lets members know which trace they are part of, until the change is in force.
     fn carry_trace(&mut self, desired: &mut Desired, now: Instant) {
-        let Some(change) = &self.change else { return };
-        for member in desired.members.values_mut() {
-            member.traceparent.clone_from(&change.traceparent);
+        let Some(change) = &mut self.change else { return };
+        if !change.traceparent.is_empty() {
+            change.peers = desired.peer_status.keys().cloned().collect();
         }
-        if is_in_force(&desired.status) || now >= change.began + TRACED {
+        if change.span.is_some() {
+            for member in desired.members.values_mut() {
+                member.traceparent.clone_from(&change.traceparent);
+            }
+        }
+        if is_in_force(&desired.status) {
+            change.span = None;
+        }
+        if now >= change.began + TRACED {
             self.change = None;
         }
+    }
+
+    /// A status was written: the change is over if everybody can read there that it is in force.
+    fn end_change(&mut self, written: &crds::EasyNetworkStatus) {
+        self.change.take_if(|change| change.span.is_none() && is_in_force(written));
     }
 }
 

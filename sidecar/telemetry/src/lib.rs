@@ -6,6 +6,7 @@
 //! ```text
 //! operator   change ─┬─ plan
 //!                    ├─ apply       each object that is written
+//!                    ├─ status      each status that is written
 //!                    └─ deliver     each member that is sent its configuration
 //! sidecar                └─ configure ── connect
 //! ```

@@ -143,6 +143,11 @@ impl Bed {
 
     /// Starts an operator as the process that a pod of the chart is.
     pub async fn operator_process(&self, name: &str) -> Process {
+        self.operator_process_with(name, &[]).await
+    }
+
+    /// The same with these variables of the environment.
+    pub async fn operator_process_with(&self, name: &str, more: &[(&str, String)]) -> Process {
         let (feed, metrics) = (free_port(), free_port());
         let kubeconfig = self.operator_kubeconfig(name).await;
         let args = [
@@ -155,7 +160,8 @@ impl Bed {
             format!("--metrics={metrics}"),
         ];
         let log = self.plane.dir().join("log").join(format!("{name}.log"));
-        let environment = [("KUBECONFIG", kubeconfig.display().to_string())];
+        let kubeconfig = ("KUBECONFIG", kubeconfig.display().to_string());
+        let environment: Vec<_> = more.iter().cloned().chain([kubeconfig]).collect();
         let component = Component::start(&built("easynet-operator"), &args, &log, &environment);
         Process { feed, metrics, component }
     }
