@@ -1,8 +1,9 @@
 //! What follows from the world: `plan(world, EasyNetwork) -> Desired`.
 //!
 //! A function of its [`Input`]: no clock, no chance, no I/O, so asking twice gives the same answer, byte for byte, in whatever order
-//! the world was learned. The [`Memo`] of the last answer makes the next one cheaper, and no other. What is to be *applied* are [`Object`]s; what the feed delivers are [`feed::Member`]s; what people read is
-//! the status. `apply`, `feed` and `status` carry it out and decide nothing.
+//! the world was learned. The [`Memo`] of the last answer makes the next one cheaper, and no other. What is to be *applied* are
+//! [`Object`]s; what the feed delivers are [`feed::Member`]s; what people read is the status. `apply`, `feed` and `status` carry it
+//! out and decide nothing.
 //!
 //! | room | says |
 //! |---|---|
