@@ -24,6 +24,35 @@ use tests::cluster::{
 const FILES: usize = 4096;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_tun_is_named_until_it_has_one() {
+    if alone_again(0, FILES) {
+        return;
+    }
+    let site = Site::new().await;
+    // In a mount namespace of its own: the machine's TUN is others' too.
+    let agent =
+        site.agent("unshare --mount sh -c 'mount -t tmpfs none /dev/net && exec \"$@\"' sh");
+
+    let programmed = site.reason("Programmed", "TunMissing").await;
+    assert!(programmed.message.starts_with("node-1: "), "{}", programmed.message);
+    assert!(programmed.message.contains("modprobe tun"), "{}", programmed.message);
+    assert_eq!(site.bed.condition("Ready", "False").await.reason, "TunMissing");
+    assert_eq!(site.bed.condition("Stalled", "True").await.reason, "TunMissing");
+    let (status, reason, message) = site.peer_condition("TunOpen").await.unwrap();
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "Missing"));
+    assert!(message.contains("modprobe tun"), "{message}");
+
+    let pid = agent.0.id().to_string();
+    let made = ["-t", &pid, "-m", "mknod", "/dev/net/tun", "c", "10", "200"];
+    assert!(Command::new("nsenter").args(made).status().unwrap().success());
+
+    site.bed.condition("Ready", "True").await;
+    assert_eq!(site.bed.condition("Stalled", "False").await.reason, "UpToDate");
+    assert_eq!(site.peer_condition("TunOpen").await.unwrap().0, "True");
+    site.end(agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_clock_is_off_is_named_until_it_is_right() {
     if alone_again(0, FILES) {
         return;

@@ -872,9 +872,10 @@ fn problem(
             ));
         }
         let conditions = reported.status.as_ref().map(|status| status.conditions.as_slice());
-        let mut wrong = conditions.unwrap_or_default().iter().filter(|condition| !condition.status);
-        let (reason, wrong) =
-            wrong.find_map(|condition| Some((host_problem(&condition.kind)?, condition)))?;
+        let wrong = conditions.unwrap_or_default().iter().filter(|condition| !condition.status);
+        let wrong = wrong.filter_map(|said| Some((host_problem(&said.kind)?, said)));
+        // The host is not set up without a TUN: what others follow from comes first among reasons.
+        let (reason, wrong) = wrong.min_by_key(|(reason, _)| *reason)?;
         let remedy = if reason == Reason::ClockSkew { "; set it, by NTP for example" } else { "" };
         return Some((reason, format!("{}{remedy}", wrong.message)));
     }

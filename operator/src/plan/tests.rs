@@ -424,15 +424,20 @@ fn what_is_wrong_with_a_node_names_the_node_and_the_fix() {
     ] {
         let mut cluster = Cluster::with_nodes(json!({"clusterName": "a"}), &["x", "y"]);
         cluster.converge();
-        let condition = rpc::feed::Condition {
+        let condition = |kind: &str, message: &str| rpc::feed::Condition {
             kind: kind.to_owned(),
             status: false,
             reason: "Missing".to_owned(),
-            message: "run `modprobe tun`".to_owned(),
+            message: message.to_owned(),
         };
         let key = cluster.key("y");
         let reported = cluster.reports.get_mut(&key).unwrap();
-        reported.status.as_mut().unwrap().conditions = vec![condition];
+        let mut said = vec![condition(kind, "run `modprobe tun`")];
+        if expected != Reason::HostProblem {
+            // What follows from it, which agents say before it.
+            said.insert(0, condition("HostConfigured", "addresses are not in place yet"));
+        }
+        reported.status.as_mut().unwrap().conditions = said;
 
         let desired = cluster.plan();
 
