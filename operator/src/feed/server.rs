@@ -207,7 +207,6 @@ async fn accept(
             nobody: Some(nobody),
             auth: None,
             member: None,
-            unsent: Vec::new(),
             next_call: 0,
             retire_call: None,
             delivery: None,
@@ -253,8 +252,6 @@ struct Session {
     nobody: Option<Nobody>,
     auth: Option<Pending>,
     member: Option<Box<Somebody>>,
-    /// Sealed, and not yet taken by the system.
-    unsent: Vec<u8>,
     next_call: u64,
     retire_call: Option<u64>,
     /// The traced configuration that is on its way to the member.
@@ -322,7 +319,7 @@ impl Session {
 
     async fn wait(&mut self, stream: &TcpStream) -> Woke {
         let deadline = self.deadline();
-        let unsent = !self.unsent.is_empty();
+        let unsent = !self.feed.unsent().is_empty();
         let auth = async {
             match &mut self.auth {
                 Some(pending) => pending.outcome.as_mut().await,
@@ -399,17 +396,9 @@ impl Session {
 
     /// Writes as much as the system takes.
     fn flush(&mut self, stream: &TcpStream) -> Result<(), Over> {
-        if let Some(bytes) = self.feed.poll_transmit() {
-            if self.unsent.is_empty() {
-                self.unsent = bytes;
-            } else {
-                self.unsent.extend_from_slice(&bytes);
-            }
-        }
-        while !self.unsent.is_empty() {
-            match stream.try_write(&self.unsent) {
-                Ok(count) if count == self.unsent.len() => self.unsent = Vec::new(),
-                Ok(count) => drop(self.unsent.drain(..count)),
+        while !self.feed.unsent().is_empty() {
+            match stream.try_write(self.feed.unsent()) {
+                Ok(count) => self.feed.handle_sent(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.to_string()),
             }
@@ -536,7 +525,7 @@ impl Session {
     fn compare(&mut self, now: Instant) -> Result<(), Over> {
         self.judge_clock(now);
         let Some(somebody) = &mut self.member else { return Ok(()) };
-        if self.unsent.len() > UNSENT_MOST {
+        if self.feed.unsent().len() > UNSENT_MOST {
             return Err("it does not read what it is sent".to_owned());
         }
         let table = Arc::clone(&somebody.table.borrow_and_update());

@@ -68,91 +68,7 @@ fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
 /// The DaemonSet of a network.
 pub fn daemon_set(network: &EasyNetwork, install: &Install, feed: &FeedService) -> Object {
     let name = network.name_any();
-    let spec = &network.spec;
     let selector = json!({ names::NETWORK: name, "app.kubernetes.io/name": "easynet-agent" });
-    let mut labels: Labels = spec.agent.labels.clone();
-    labels.retain(|key, _| !is_ours(key));
-    for (key, value) in labels_of(&name, "agent") {
-        labels.insert(key, value);
-    }
-    let mut annotations = spec.agent.annotations.clone();
-    annotations.retain(|key, _| !is_ours(key));
-    annotations
-        .insert("kubectl.kubernetes.io/default-container".to_owned(), SIDECAR_CONTAINER.to_owned());
-    // Environment does not follow a ConfigMap, so a pod is made anew when the feed is elsewhere.
-    annotations.insert(names::FEED_HASH.to_owned(), feed_hash(install, feed));
-
-    let mut node_selector = json!({"kubernetes.io/os": "linux"});
-    if spec.members.nodes.mode == crds::network::NodeMode::Selected {
-        for (key, value) in &spec.members.nodes.node_selector {
-            node_selector[key] = json!(value);
-        }
-    }
-    let resources = spec.agent.resources.as_ref().map_or_else(
-        || {
-            json!({
-                "requests": {"cpu": REQUESTS.0, "memory": REQUESTS.1},
-                "limits": {"memory": MEMORY_LIMIT},
-            })
-        },
-        |resources| json!(resources),
-    );
-    let state = format!("/var/lib/easynet/{name}");
-    let admin = format!("/run/easynet/{name}.sock");
-    let port = metrics_port(spec.transport.listen_port);
-    // While a successor stands by, the port still answers for the agent before it, and so the successor counts as ready.
-    let probe = |path: &str, period: u32, failures: u32| {
-        json!({
-            "httpGet": {"path": path, "port": port, "scheme": "HTTP"},
-            "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures,
-        })
-    };
-    let collector = install.collector.as_deref().map(env_of_collector);
-    let env = [
-        // By this, not by an argument, so that `kubectl exec … -- easynet peers` finds it too.
-        json!({"name": "EASYNET_ADMIN", "value": admin}),
-        json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
-        json!({"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}),
-        json!({"name": "FEED_ADDRESS", "valueFrom": {"configMapKeyRef": {"name": names::FEED, "key": "address"}}}),
-        json!({"name": "FEED_ROOT_KEY", "valueFrom": {"configMapKeyRef": {"name": names::FEED, "key": "rootKey"}}}),
-        json!({"name": "EASYNET_CONFIG_SERVER", "value": format!("tcp://$(FEED_ADDRESS)/{name}?k=$(FEED_ROOT_KEY)")}),
-    ];
-    let env: Vec<Value> = env.into_iter().chain(collector).collect();
-    let container = json!({
-        "name": SIDECAR_CONTAINER,
-        "image": install.image,
-        "imagePullPolicy": install.pull_policy,
-        "command": ["easynet"],
-        "args": [
-            "run",
-            "--standby",
-            "--state-dir", state,
-            "--tun", names::tun(&name),
-            "--config-server-token-file", "/var/run/secrets/easynet/token",
-            "--metrics", format!("$(HOST_IP):{port}"),
-            "--log-format", "json",
-        ],
-        "env": env,
-        "resources": resources,
-        "startupProbe": probe("/livez", 1, 120),
-        "livenessProbe": probe("/livez", 10, 6),
-        "readinessProbe": probe("/readyz", 2, 3),
-        "securityContext": {
-            "runAsUser": 0,
-            "runAsNonRoot": false,
-            "allowPrivilegeEscalation": false,
-            "privileged": false,
-            "readOnlyRootFilesystem": true,
-            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
-        },
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": "state", "mountPath": state},
-            {"name": "run", "mountPath": "/run/easynet"},
-            {"name": "token", "mountPath": "/var/run/secrets/easynet", "readOnly": true},
-            {"name": "dev-net", "mountPath": "/dev/net"},
-        ],
-    });
     let object = json!({
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
@@ -169,34 +85,139 @@ pub fn daemon_set(network: &EasyNetwork, install: &Install, feed: &FeedService) 
             // The successor starts beside the old agent and waits for it, so that the gap is that of one process.
             "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {
-                "metadata": {"labels": labels, "annotations": annotations},
-                "spec": {
-                    "serviceAccountName": names::AGENT_ACCOUNT,
-                    "automountServiceAccountToken": false,
-                    "enableServiceLinks": false,
-                    "hostNetwork": true,
-                    // The way to the feed must not need the cluster's DNS.
-                    "dnsPolicy": "Default",
-                    "priorityClassName": spec.agent.priority_class_name.as_deref().unwrap_or("system-node-critical"),
-                    "terminationGracePeriodSeconds": GRACE_SECONDS,
-                    "nodeSelector": node_selector,
-                    "tolerations": spec.members.nodes.tolerations,
-                    "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-                    "containers": [container],
-                    "volumes": [
-                        {"name": "state", "hostPath": {"path": state, "type": "DirectoryOrCreate"}},
-                        {"name": "run", "hostPath": {"path": "/run/easynet", "type": "DirectoryOrCreate"}},
-                        // A directory: a node without TUN has a running agent that says so.
-                        {"name": "dev-net", "hostPath": {"path": "/dev/net", "type": "DirectoryOrCreate"}},
-                        {"name": "token", "projected": {"sources": [{"serviceAccountToken": {
-                            "audience": names::AUDIENCE, "expirationSeconds": 3600, "path": "token",
-                        }}]}},
-                    ],
-                },
+                "metadata": pod_metadata(network, install, feed),
+                "spec": pod_spec(network, install),
             },
         },
     });
     Object::new(Target::DaemonSet, &install.namespace, names::agents(&name), object)
+}
+
+/// What the pods are labelled with: what the network asks for, as far as it is not ours.
+fn pod_metadata(network: &EasyNetwork, install: &Install, feed: &FeedService) -> Value {
+    let agent = &network.spec.agent;
+    let mut labels: Labels = agent.labels.clone();
+    labels.retain(|key, _| !is_ours(key));
+    for (key, value) in labels_of(&network.name_any(), "agent") {
+        labels.insert(key, value);
+    }
+    let mut annotations = agent.annotations.clone();
+    annotations.retain(|key, _| !is_ours(key));
+    annotations
+        .insert("kubectl.kubernetes.io/default-container".to_owned(), SIDECAR_CONTAINER.to_owned());
+    // Environment does not follow a ConfigMap, so a pod is made anew when the feed is elsewhere.
+    annotations.insert(names::FEED_HASH.to_owned(), feed_hash(install, feed));
+    json!({"labels": labels, "annotations": annotations})
+}
+
+fn pod_spec(network: &EasyNetwork, install: &Install) -> Value {
+    let spec = &network.spec;
+    let mut node_selector = json!({"kubernetes.io/os": "linux"});
+    if spec.members.nodes.mode == crds::network::NodeMode::Selected {
+        for (key, value) in &spec.members.nodes.node_selector {
+            node_selector[key] = json!(value);
+        }
+    }
+    json!({
+        "serviceAccountName": names::AGENT_ACCOUNT,
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "hostNetwork": true,
+        // The way to the feed must not need the cluster's DNS.
+        "dnsPolicy": "Default",
+        "priorityClassName": spec.agent.priority_class_name.as_deref().unwrap_or("system-node-critical"),
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "nodeSelector": node_selector,
+        "tolerations": spec.members.nodes.tolerations,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container(network, install)],
+        "volumes": [
+            {"name": "state", "hostPath": {"path": state(network), "type": "DirectoryOrCreate"}},
+            {"name": "run", "hostPath": {"path": "/run/easynet", "type": "DirectoryOrCreate"}},
+            // A directory: a node without TUN has a running agent that says so.
+            {"name": "dev-net", "hostPath": {"path": "/dev/net", "type": "DirectoryOrCreate"}},
+            {"name": "token", "projected": {"sources": [{"serviceAccountToken": {
+                "audience": names::AUDIENCE, "expirationSeconds": 3600, "path": "token",
+            }}]}},
+        ],
+    })
+}
+
+fn container(network: &EasyNetwork, install: &Install) -> Value {
+    let (name, spec) = (network.name_any(), &network.spec);
+    let resources = spec.agent.resources.as_ref().map_or_else(
+        || {
+            json!({
+                "requests": {"cpu": REQUESTS.0, "memory": REQUESTS.1},
+                "limits": {"memory": MEMORY_LIMIT},
+            })
+        },
+        |resources| json!(resources),
+    );
+    let port = metrics_port(spec.transport.listen_port);
+    // While a successor stands by, the port still answers for the agent before it, and so the successor counts as ready.
+    let probe = |path: &str, period: u32, failures: u32| {
+        json!({
+            "httpGet": {"path": path, "port": port, "scheme": "HTTP"},
+            "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures,
+        })
+    };
+    json!({
+        "name": SIDECAR_CONTAINER,
+        "image": install.image,
+        "imagePullPolicy": install.pull_policy,
+        "command": ["easynet"],
+        "args": [
+            "run",
+            "--standby",
+            "--state-dir", state(network),
+            "--tun", names::tun(&name),
+            "--config-server-token-file", "/var/run/secrets/easynet/token",
+            "--metrics", format!("$(HOST_IP):{port}"),
+            "--log-format", "json",
+        ],
+        "env": environment(&name, install),
+        "resources": resources,
+        "startupProbe": probe("/livez", 1, 120),
+        "livenessProbe": probe("/livez", 10, 6),
+        "readinessProbe": probe("/readyz", 2, 3),
+        "securityContext": {
+            "runAsUser": 0,
+            "runAsNonRoot": false,
+            "allowPrivilegeEscalation": false,
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "state", "mountPath": state(network)},
+            {"name": "run", "mountPath": "/run/easynet"},
+            {"name": "token", "mountPath": "/var/run/secrets/easynet", "readOnly": true},
+            {"name": "dev-net", "mountPath": "/dev/net"},
+        ],
+    })
+}
+
+fn environment(network: &str, install: &Install) -> Vec<Value> {
+    let admin = format!("/run/easynet/{network}.sock");
+    let feed = |key: &str| json!({"configMapKeyRef": {"name": names::FEED, "key": key}});
+    let url = format!("tcp://$(FEED_ADDRESS)/{network}?k=$(FEED_ROOT_KEY)");
+    let own = [
+        // By this, not by an argument, so that `kubectl exec … -- easynet peers` finds it too.
+        json!({"name": "EASYNET_ADMIN", "value": admin}),
+        json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
+        json!({"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}),
+        json!({"name": "FEED_ADDRESS", "valueFrom": feed("address")}),
+        json!({"name": "FEED_ROOT_KEY", "valueFrom": feed("rootKey")}),
+        json!({"name": "EASYNET_CONFIG_SERVER", "value": url}),
+    ];
+    own.into_iter().chain(install.collector.as_deref().map(env_of_collector)).collect()
+}
+
+/// Where an agent keeps its state, on the node and in its container.
+fn state(network: &EasyNetwork) -> String {
+    format!("/var/lib/easynet/{}", network.name_any())
 }
 
 /// Tells a sidecar where its traces go.

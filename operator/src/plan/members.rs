@@ -109,94 +109,23 @@ pub(super) fn plan(
 
     let local = LocalRanges::of(input.world, input.facts);
     let foreign = foreign_exports(input, common);
-    let protected: Vec<IpNet> = local.all().collect();
-    let mesh = [IpNet::from(common.range4), ula(network_id)];
-    let exempt = ranges::summary(
-        mesh.into_iter()
-            .chain(local.pods.iter().copied())
-            .chain(foreign.iter().map(|(_, net)| *net)),
-    );
-    let services: &[IpNet] = match input.network.spec.routing.export_service_cidrs {
-        spec::ExportServiceCidrs::Auto => &local.services,
-        spec::ExportServiceCidrs::None => &[],
+    let shared = Shared::of(input, common, network_id, &local, &foreign);
+    let seeds = reachable(input, &name);
+    let scene = Scene {
+        input,
+        shared: &shared,
+        allocation: &allocation,
+        local: &local,
+        hashes: seeds.iter().map(|seed| seed.hash).collect(),
+        seeds,
     };
-    let reachable = reachable(input, &name);
-    let hashes: Vec<u64> = reachable.iter().map(|seed| seed.hash).collect();
+    let mut before = memo.begin(&shared);
     let mut exported: BTreeSet<IpNet> = BTreeSet::new();
-    let shared = Shared {
-        uid: input.network.uid(),
-        network: network_id,
-        common: common.clone(),
-        protected,
-        exempt,
-    };
-    let mut before = std::mem::take(&mut memo.made);
-    match &memo.shared {
-        Some(last) if *last == shared => {}
-        // The EasyPeers are what they were.
-        Some(last) if last.uid == shared.uid && last.network == network_id => {
-            before.values_mut().for_each(|made| made.told = None);
-        }
-        Some(_) | None => before.clear(),
-    }
-
     for candidate in &candidates {
-        let known = input.world.peers.get(&candidate.peer);
-        let keys = keys_of(input, candidate, known.map(|peer| &**peer), desired);
-        let ipv6 = keys.map(|keys| network_id.address_of(NodeId::of(&keys.sign)));
-        let exports = match (&candidate.key, &candidate.node) {
-            (MemberKey::Node(_), Some(node)) => {
-                node_exports(input, common, node, &local, services, findings)
-            }
-            _ => Vec::new(),
-        };
-        exported.extend(exports.iter().map(Export::announced));
-        let address = allocation.addresses.get(&candidate.peer).copied();
-        let recorded = Recorded {
-            keys,
-            ipv4: address,
-            exports: exports.clone(),
-            node: candidate.node.as_ref().map(|node| node.uid.clone()),
-            placed: candidate.pod.as_ref().map(|pod| pod.node.clone()),
-        };
         let last = before.remove(&candidate.key);
-        let (object, told) = match last {
-            Some(last) if last.recorded == recorded => (last.object, last.told),
-            last => {
-                let ipv4 = address.map(IpAddr::V4);
-                let object = peer_object(input, candidate, keys, ipv4, ipv6, &exports, None);
-                (object, last.and_then(|last| last.told))
-            }
-        };
-        desired.objects.push(object.clone());
-
-        // Only what stands in an EasyPeer is told to anybody.
-        let is_recorded = known.is_some_and(|peer| {
-            address.is_none() || peer.spec.ipv4 == address.map(|address| address.to_string())
-        });
-        let told = if is_recorded {
-            let chosen = seeds::choose(seeds::hash(&candidate.peer), &hashes);
-            let own = Own {
-                hostname: hostname(candidate, &common.cluster),
-                ipv4: address,
-                exports,
-                seeds: chosen.into_iter().map(|index| reachable[index].url(common.port)).collect(),
-                listens: matches!(candidate.key, MemberKey::Node(_)),
-            };
-            let (own, member) = match told {
-                Some(told) if told.0 == own => told,
-                Some(_) | None => {
-                    let member = told_to(&own, &shared);
-                    (own, member)
-                }
-            };
-            let member_now = Member { retire: input.retire, ..member.clone() };
-            desired.members.insert(candidate.key.clone(), member_now);
-            Some((own, member))
-        } else {
-            told
-        };
-        memo.made.insert(candidate.key.clone(), Made { recorded, object, told });
+        let made = scene.make(candidate, last, desired, findings);
+        exported.extend(made.recorded.exports.iter().map(Export::announced));
+        memo.made.insert(candidate.key.clone(), made);
     }
     memo.shared = Some(shared);
 
@@ -206,6 +135,133 @@ pub(super) fn plan(
     findings.allocated(common, &allocation);
     findings.exported(exported);
     findings.overlaps(common, &local, &foreign);
+}
+
+impl Memo {
+    /// What was made of members last time, as far as it may hold still.
+    fn begin(&mut self, shared: &Shared) -> BTreeMap<MemberKey, Made> {
+        let mut before = std::mem::take(&mut self.made);
+        match &self.shared {
+            Some(last) if last == shared => {}
+            // The EasyPeers are what they were.
+            Some(last) if last.uid == shared.uid && last.network == shared.network => {
+                before.values_mut().for_each(|made| made.told = None);
+            }
+            Some(_) | None => before.clear(),
+        }
+        before
+    }
+}
+
+impl Shared {
+    fn of(
+        input: &Input<'_>,
+        common: &Common,
+        network: NetworkId,
+        local: &LocalRanges,
+        foreign: &BTreeSet<(String, IpNet)>,
+    ) -> Self {
+        let mesh = [IpNet::from(common.range4), ula(network)];
+        let pods = local.pods.iter().copied();
+        let exempt = mesh.into_iter().chain(pods).chain(foreign.iter().map(|(_, net)| *net));
+        Self {
+            uid: input.network.uid(),
+            network,
+            common: common.clone(),
+            protected: local.all().collect(),
+            exempt: ranges::summary(exempt),
+        }
+    }
+}
+
+/// What all members of one plan are made from.
+struct Scene<'a> {
+    input: &'a Input<'a>,
+    shared: &'a Shared,
+    allocation: &'a ipam::Allocation,
+    local: &'a LocalRanges,
+    seeds: Vec<Seed>,
+    /// Of the seeds.
+    hashes: Vec<u64>,
+}
+
+impl Scene<'_> {
+    /// Makes one member; `last` is what the last plan made of it.
+    fn make(
+        &self,
+        candidate: &Candidate,
+        last: Option<Made>,
+        desired: &mut Desired,
+        findings: &mut status::Findings,
+    ) -> Made {
+        let known = self.input.world.peers.get(&candidate.peer).map(|peer| &**peer);
+        let recorded = Recorded {
+            keys: keys_of(self.input, candidate, known, desired),
+            ipv4: self.allocation.addresses.get(&candidate.peer).copied(),
+            exports: self.exports(candidate, findings),
+            node: candidate.node.as_ref().map(|node| node.uid.clone()),
+            placed: candidate.pod.as_ref().map(|pod| pod.node.clone()),
+        };
+        let (object, told) = match last {
+            Some(last) if last.recorded == recorded => (last.object, last.told),
+            last => (self.object(candidate, &recorded), last.and_then(|last| last.told)),
+        };
+        desired.objects.push(object.clone());
+
+        // Only what stands in an EasyPeer is told to anybody.
+        let address = recorded.ipv4.map(|address| address.to_string());
+        let is_recorded = known.is_some_and(|peer| address.is_none() || peer.spec.ipv4 == address);
+        if !is_recorded {
+            return Made { recorded, object, told };
+        }
+        let (own, member) = self.tell(candidate, &recorded, told);
+        let now = Member { retire: self.input.retire, ..member.clone() };
+        desired.members.insert(candidate.key.clone(), now);
+        Made { recorded, object, told: Some((own, member)) }
+    }
+
+    fn exports(&self, candidate: &Candidate, findings: &mut status::Findings) -> Vec<Export> {
+        let (MemberKey::Node(_), Some(node)) = (&candidate.key, &candidate.node) else {
+            return Vec::new();
+        };
+        let services: &[IpNet] = match self.input.network.spec.routing.export_service_cidrs {
+            spec::ExportServiceCidrs::Auto => &self.local.services,
+            spec::ExportServiceCidrs::None => &[],
+        };
+        node_exports(self.input, &self.shared.common, node, self.local, services, findings)
+    }
+
+    fn object(&self, candidate: &Candidate, recorded: &Recorded) -> Object {
+        let network = self.shared.network;
+        let ipv6 = recorded.keys.map(|keys| network.address_of(NodeId::of(&keys.sign)));
+        let ipv4 = recorded.ipv4.map(IpAddr::V4);
+        peer_object(self.input, candidate, recorded.keys, ipv4, ipv6, &recorded.exports, None)
+    }
+
+    /// What a member is told, and of what; `told` is what it was told last.
+    fn tell(
+        &self,
+        candidate: &Candidate,
+        recorded: &Recorded,
+        told: Option<(Own, Member)>,
+    ) -> (Own, Member) {
+        let common = &self.shared.common;
+        let chosen = seeds::choose(seeds::hash(&candidate.peer), &self.hashes).into_iter();
+        let own = Own {
+            hostname: hostname(candidate, &common.cluster),
+            ipv4: recorded.ipv4,
+            exports: recorded.exports.clone(),
+            seeds: chosen.map(|index| self.seeds[index].url(common.port)).collect(),
+            listens: matches!(candidate.key, MemberKey::Node(_)),
+        };
+        match told {
+            Some(told) if told.0 == own => told,
+            Some(_) | None => {
+                let member = told_to(&own, self.shared);
+                (own, member)
+            }
+        }
+    }
 }
 
 /// What a member is told.

@@ -172,6 +172,11 @@ impl Findings {
         self.rejection.is_none()
     }
 
+    /// Whether the network is accepted, and its keys are there.
+    fn goes_on(&self) -> bool {
+        self.is_accepted() && self.unresolved.is_none() && !self.generating
+    }
+
     pub(super) fn credentials_pending(&mut self) {
         self.generating = true;
     }
@@ -292,63 +297,9 @@ pub(super) fn conclude(
         desired.next = Some(desired.next.map_or(until, |next| next.min(until)));
     }
 
-    let accepted = match &findings.rejection {
-        Some((reason, message)) => verdict("False", *reason, message.clone()),
-        None => verdict("True", Reason::Accepted, "the object makes sense"),
-    };
-    let resolved = match &findings.unresolved {
-        Some((reason, message)) => verdict("False", *reason, message.clone()),
-        None if findings.generating => {
-            verdict("Unknown", Reason::CredentialsPending, "the network's keys are being made")
-        }
-        None => verdict("True", Reason::ResolvedRefs, "the network's keys are there"),
-    };
-    let goes_on = accepted.status == "True" && resolved.status == "True";
-    let blocked =
-        || verdict("Unknown", Reason::NotAccepted, "the network is not accepted as it is");
-    let programmed = if goes_on { programmed(input, &findings, &members) } else { blocked() };
-    let connected = if goes_on { members.connected() } else { blocked() };
-    let conflict_free = if goes_on { conflict_free(&findings, &members) } else { blocked() };
-    let ready = summary([&accepted, &resolved, &programmed, &connected, &conflict_free]);
-    let hopeless = [
-        Reason::AgentFailed,
-        Reason::AgentNotRunning,
-        Reason::TunMissing,
-        Reason::PortTaken,
-        Reason::ClockSkew,
-        Reason::HostProblem,
-        Reason::PodRangeUnclear,
-        Reason::FeedMissing,
-    ];
-    let stalled = if accepted.status == "False" {
-        verdict("True", accepted.reason, accepted.message.clone())
-    } else if resolved.status == "False" {
-        verdict("True", resolved.reason, resolved.message.clone())
-    } else if hopeless.contains(&programmed.reason) {
-        verdict("True", programmed.reason, programmed.message.clone())
-    } else {
-        verdict("False", Reason::UpToDate, "nobody's help is needed")
-    };
-    let reconciling = if input.retire {
-        verdict("True", Reason::Retiring, "everything is being taken down")
-    } else if stalled.status == "False" && programmed.status != "True" {
-        verdict("True", Reason::Progressing, programmed.message.clone())
-    } else {
-        verdict("False", Reason::UpToDate, "there is nothing to do")
-    };
-
     let before = input.network.status.as_ref();
     let previous = before.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let verdicts = [
-        (ConditionType::Accepted, accepted),
-        (ConditionType::ResolvedRefs, resolved),
-        (ConditionType::Programmed, programmed),
-        (ConditionType::Connected, connected),
-        (ConditionType::AddressConflictFree, conflict_free),
-        (ConditionType::Ready, ready),
-        (ConditionType::Reconciling, reconciling),
-        (ConditionType::Stalled, stalled),
-    ];
+    let verdicts = verdicts(input, &findings, &members);
     let generation = input.network.metadata.generation;
     let conditions = verdicts.into_iter().map(|(kind, verdict)| {
         condition(
@@ -361,6 +312,7 @@ pub(super) fn conclude(
             input.now,
         )
     });
+    let goes_on = findings.goes_on();
     let mut addresses = findings.addresses;
     let network_id = match input.credentials {
         Credentials::Ready { network } => {
@@ -388,6 +340,77 @@ pub(super) fn conclude(
         conflicts,
     };
     desired.events.extend(findings.notices);
+}
+
+/// How each condition stands.
+fn verdicts(
+    input: &Input<'_>,
+    findings: &Findings,
+    members: &Members,
+) -> [(ConditionType, Verdict); 8] {
+    let accepted = match &findings.rejection {
+        Some((reason, message)) => verdict("False", *reason, message.clone()),
+        None => verdict("True", Reason::Accepted, "the object makes sense"),
+    };
+    let resolved = match &findings.unresolved {
+        Some((reason, message)) => verdict("False", *reason, message.clone()),
+        None if findings.generating => {
+            verdict("Unknown", Reason::CredentialsPending, "the network's keys are being made")
+        }
+        None => verdict("True", Reason::ResolvedRefs, "the network's keys are there"),
+    };
+    let goes_on = findings.goes_on();
+    let blocked =
+        || verdict("Unknown", Reason::NotAccepted, "the network is not accepted as it is");
+    let programmed = if goes_on { programmed(input, findings, members) } else { blocked() };
+    let connected = if goes_on { members.connected() } else { blocked() };
+    let conflict_free = if goes_on { conflict_free(findings, members) } else { blocked() };
+    let ready = summary([&accepted, &resolved, &programmed, &connected, &conflict_free]);
+    let stalled = stalled(&accepted, &resolved, &programmed);
+    let reconciling = reconciling(input.retire, &programmed, &stalled);
+    [
+        (ConditionType::Accepted, accepted),
+        (ConditionType::ResolvedRefs, resolved),
+        (ConditionType::Programmed, programmed),
+        (ConditionType::Connected, connected),
+        (ConditionType::AddressConflictFree, conflict_free),
+        (ConditionType::Ready, ready),
+        (ConditionType::Reconciling, reconciling),
+        (ConditionType::Stalled, stalled),
+    ]
+}
+
+/// Whether nothing will change without somebody's help.
+fn stalled(accepted: &Verdict, resolved: &Verdict, programmed: &Verdict) -> Verdict {
+    let hopeless = [
+        Reason::AgentFailed,
+        Reason::AgentNotRunning,
+        Reason::TunMissing,
+        Reason::PortTaken,
+        Reason::ClockSkew,
+        Reason::HostProblem,
+        Reason::PodRangeUnclear,
+        Reason::FeedMissing,
+    ];
+    if accepted.status == "False" {
+        verdict("True", accepted.reason, accepted.message.clone())
+    } else if resolved.status == "False" {
+        verdict("True", resolved.reason, resolved.message.clone())
+    } else if hopeless.contains(&programmed.reason) {
+        verdict("True", programmed.reason, programmed.message.clone())
+    } else {
+        verdict("False", Reason::UpToDate, "nobody's help is needed")
+    }
+}
+
+fn reconciling(retires: bool, programmed: &Verdict, stalled: &Verdict) -> Verdict {
+    if retires {
+        verdict("True", Reason::Retiring, "everything is being taken down")
+    } else if stalled.status == "False" && programmed.status != "True" {
+        verdict("True", Reason::Progressing, programmed.message.clone())
+    } else {
+        verdict("False", Reason::UpToDate, "there is nothing to do")
+    }
 }
 
 /// What is said of an EasyNetwork that does not parse: its status, and an Event for when the API server takes no status for it.

@@ -319,7 +319,22 @@ impl Feed {
         rekey.map_or(fixed, |rekey| rekey.min(fixed))
     }
 
-    /// All bytes to write to the connection now.
+    /// Bytes to write to the connection now.
+    pub fn unsent(&self) -> &[u8] {
+        &self.outgoing
+    }
+
+    /// The connection took so many of them.
+    pub fn handle_sent(&mut self, count: usize) {
+        if count < self.outgoing.len() {
+            self.outgoing.drain(..count);
+        } else {
+            // Of thousands of sessions nearly all have nothing to say.
+            self.outgoing = Vec::new();
+        }
+    }
+
+    /// All of them, for whoever needs no part of them.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
         (!self.outgoing.is_empty()).then(|| std::mem::take(&mut self.outgoing))
     }

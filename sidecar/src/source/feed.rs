@@ -267,7 +267,6 @@ struct Connection<'a> {
     began: Instant,
     /// As this machine has it.
     clock: Clock,
-    unsent: Vec<u8>,
     enrolling: Option<u64>,
     enrolled: bool,
     next_call: u64,
@@ -295,7 +294,6 @@ impl<'a> Connection<'a> {
             feed: Feed::dial(Arc::clone(identity), url.root, *aead, seed, now),
             began: now,
             clock: Clock::new(unix_now(), now),
-            unsent: Vec::new(),
             enrolling: None,
             enrolled: false,
             next_call: 0,
@@ -319,7 +317,7 @@ impl<'a> Connection<'a> {
 
     async fn wait(&mut self, stream: &TcpStream) -> Woke {
         let deadline = self.deadline();
-        let unsent = !self.unsent.is_empty();
+        let unsent = !self.feed.unsent().is_empty();
         let enrolled = self.enrolled;
         let kept = async {
             match &mut self.retiring {
@@ -417,13 +415,9 @@ impl<'a> Connection<'a> {
     }
 
     fn flush(&mut self, stream: &TcpStream) -> Result<(), Why> {
-        if let Some(bytes) = self.feed.poll_transmit() {
-            self.unsent.extend_from_slice(&bytes);
-        }
-        while !self.unsent.is_empty() {
-            match stream.try_write(&self.unsent) {
-                Ok(count) if count == self.unsent.len() => self.unsent = Vec::new(),
-                Ok(count) => drop(self.unsent.drain(..count)),
+        while !self.feed.unsent().is_empty() {
+            match stream.try_write(self.feed.unsent()) {
+                Ok(count) => self.feed.handle_sent(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.to_string()),
             }
