@@ -158,10 +158,12 @@ pub struct Uplink {
     down: Lane,
 }
 
-/// One direction of a link.
+/// One direction of a link. What crosses is computed when it is sent, so that a packet from nearby may be looked at after one
+/// from far away and yet enter before it: then it does not wait for that one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     busy_until: SimTime,
+    last_entry: SimTime,
     last_arrival: SimTime,
 }
 
@@ -624,6 +626,7 @@ impl Uplink {
         }
         let lane = if upwards { &mut self.up } else { &mut self.down };
         let mut at = now;
+        let is_last = now >= lane.last_entry;
         if let Some(rate) = link.rate {
             let start = lane.busy_until.max(now);
             if start > now + QUEUE {
@@ -637,9 +640,9 @@ impl Uplink {
             at += Duration::from_nanos(random.next_u64() % link.jitter.as_nanos() as u64);
         }
         let overtakes = link.reorder_ppm > 0 && random.next_u32() % 1_000_000 < link.reorder_ppm;
-        if !overtakes {
+        if is_last && !overtakes {
             at = at.max(lane.last_arrival);
-            lane.last_arrival = at;
+            (lane.last_entry, lane.last_arrival) = (now, at);
         }
         Ok(at)
     }

@@ -14,6 +14,20 @@ fn public_hosts_reach_each_other_after_links_and_distance() {
 }
 
 #[test]
+fn what_comes_from_afar_holds_up_nothing_from_nearby() {
+    let mut world = World::new();
+    let (far, near, at) = (world.public(), world.public(), world.public());
+    world.net.set_distance(Member::Host(far), Member::Host(at), 200.ms());
+    world.net.set_distance(Member::Host(near), Member::Host(at), 20.ms());
+
+    world.send(far, 1000, world.v4(at, 2000), b"far");
+    world.send(near, 1000, world.v4(at, 2000), b"near");
+
+    let arrivals: Vec<_> = world.run().into_iter().map(|(time, .., said)| (time, said)).collect();
+    assert_eq!(arrivals, [(22.ms(), b"near".to_vec()), (202.ms(), b"far".to_vec())]);
+}
+
+#[test]
 fn a_home_is_translated_and_only_answers_come_back() {
     let mut world = World::new();
     let server = world.public();
