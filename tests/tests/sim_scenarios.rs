@@ -71,6 +71,75 @@ fn a_member_that_offers_transit_carries_for_those_that_no_server_joins() {
 }
 
 #[test]
+fn each_member_keeps_links_with_the_three_nearest_that_carry_and_replaces_who_dies() {
+    for_seeds(
+        "sim_scenarios",
+        "each_member_keeps_links_with_the_three_nearest_that_carry_and_replaces_who_dies",
+        0..3,
+        |seed| {
+            let mut mesh = Mesh::new(seed).servers(2);
+            // Eight that carry, each 10 ms farther from the internet than another, and six that do not.
+            let far = |number: usize| (number * 5 + seed as usize * 3) % 8;
+            for number in 0..8 {
+                let latency = Duration::from_millis(2 + 10 * far(number) as u64);
+                assert_eq!(mesh.add(Site::Public, latency), number);
+                mesh.post_mut(number).member.transit = true;
+            }
+            (8..14).for_each(|_| assert!(mesh.add(Site::HomeNat, 10.ms()) >= 8));
+            for (a, b) in (0..14).flat_map(|a| (0..a).map(move |b| (a, b))) {
+                set_distance(&mut mesh, a, b, 1.ms());
+            }
+            (0..14).for_each(|number| mesh.start(number));
+            let links = |mesh: &Mesh, number: usize| {
+                let links = mesh.snapshot(number).unwrap().links;
+                (0..14).filter(|other| links.contains(&mesh.id(*other))).collect::<Vec<_>>()
+            };
+            let nearest = |among: &[usize]| {
+                let mut others = among.to_vec();
+                others.sort_by_key(|other| far(*other));
+                others.truncate(3);
+                others.sort();
+                others
+            };
+            let check = |mesh: &Mesh, among: &[usize]| {
+                for number in 8..14 {
+                    let (has, wants) = (links(mesh, number), nearest(among));
+                    let seen: Vec<_> =
+                        wants.iter().map(|other| mesh.peer(number, *other)).collect();
+                    assert_eq!(has, wants, "{number}: {seen:#?}");
+                }
+            };
+
+            // Whoever talks to one that carries has a direct path with it.
+            let pairs: Vec<_> = (8..14).flat_map(|from| (0..8).map(move |to| (from, to))).collect();
+            let talk = |mesh: &mut Mesh, span: Duration| {
+                let end = mesh.now() + span;
+                while mesh.now() < end {
+                    mesh.talk(&pairs, 1.s(), 5.s());
+                    for number in 8..14 {
+                        let count = links(mesh, number).len();
+                        assert!(count <= 4, "{number} keeps {count}");
+                    }
+                }
+            };
+
+            let all: Vec<usize> = (0..8).collect();
+            talk(&mut mesh, 240.s());
+            check(&mesh, &all);
+            mesh.run_until(converged, 10.s()).unwrap_or_else(|| panic!("{}", mesh.describe()));
+
+            let (dead, alive): (Vec<usize>, Vec<usize>) =
+                all.into_iter().partition(|number| far(*number) < 2);
+            dead.iter().for_each(|number| mesh.stop(*number));
+            talk(&mut mesh, 120.s());
+            check(&mesh, &alive);
+            mesh.run_until(converged, 10.s()).unwrap_or_else(|| panic!("{}", mesh.describe()));
+            assert!(mesh.ping(8, 9, 2.s()).is_some());
+        },
+    );
+}
+
+#[test]
 fn who_leaves_is_gone_at_once_and_forgotten_later() {
     let mut mesh = Mesh::new(4).servers(2).nodes(6, edges![50 % HomeNat, 50 % Public]);
     mesh.run_for(2.s());
@@ -330,6 +399,10 @@ fn a_dead_direct_path_costs_less_than_700_ms_up_to_a_round_trip_of_150_ms() {
             for one_way in [5, 40, 64] {
                 let mut mesh = Mesh::new(seed).servers(2).node(Site::HomeNat).node(Site::HomeNat);
                 set_distance(&mut mesh, 0, 1, Duration::from_millis(one_way));
+                // Or a relay would be the nearer way.
+                for server in 0..2 {
+                    set_server_distance(&mut mesh, 0, server, Duration::from_millis(one_way));
+                }
                 mesh.run_until(converged, 10.s()).expect("all meet");
                 mesh.talk(&[(0, 1)], 20.ms(), 5.s());
                 assert_eq!(mesh.state(0, 1), PeerState::Direct);

@@ -4,6 +4,7 @@
 //!
 //! - `sessions`: handshakes, and records in and out of sessions
 //! - `links`: bootstrap entries, home servers, hellos, who is attached where
+//! - `transit`: which members that carry for others are links
 //! - `routes`: LSAs out and in, shortest paths, routes, addresses
 //! - `issued`: what the network's root says
 //! - `reach`: probes, paths, NAT discovery, punching
@@ -18,6 +19,7 @@ mod publish;
 mod reach;
 mod routes;
 mod sessions;
+mod transit;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -59,6 +61,7 @@ use crate::{
         flood::Flood,
         issued::Issued,
         lsdb::{Limits, Lsdb},
+        nearest::Nearest,
         origin::{Cost, Origin},
         rib::Rib,
         spf::{Reachable, Throttle},
@@ -133,6 +136,7 @@ pub struct Engine {
     issued: Issued,
     node_lsa: Origin,
     link_lsa: Origin,
+    nearest: Nearest,
     throttle: Throttle,
     reachable: Reachable,
     rib: Rib,
@@ -224,6 +228,7 @@ impl Engine {
             issued: Issued::default(),
             node_lsa: Origin::new(config.boot),
             link_lsa: Origin::new(config.boot),
+            nearest: Nearest::default(),
             throttle: Throttle::default(),
             reachable: Reachable::default(),
             rib: Rib::default(),
@@ -430,6 +435,7 @@ impl Engine {
         if self.lost_directly(now) {
             self.throttle.request(now);
         }
+        self.tend_transit(now);
         self.pings
             .waiting
             .retain(|_, (_, began, _)| now.saturating_duration_since(*began) < HOUSEKEEPING * 2);

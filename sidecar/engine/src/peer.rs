@@ -86,8 +86,10 @@ pub(crate) struct Peer {
     pub(crate) wanted: Option<Instant>,
     /// The peer's INIT asked for a punch as soon as the session is confirmed.
     pub(crate) punch_on_confirm: bool,
-    /// The peer says hello to us: we are a link of its.
+    /// The peer says hello to us, and not only because we do: we are a link of its.
     pub(crate) linked_by_peer: bool,
+    /// It is one of the nearest that carry for others: a link of ours.
+    pub(crate) chosen: bool,
     /// Its clock less ours, in seconds.
     pub(crate) clock_offset: Option<i64>,
     /// The clocks of its sessions, by our index.
@@ -295,6 +297,7 @@ impl Peer {
             wanted: None,
             punch_on_confirm: false,
             linked_by_peer: false,
+            chosen: false,
             clock_offset: None,
             clocks: BTreeMap::new(),
             chunks: Reassembly::default(),

@@ -24,6 +24,8 @@ pub struct Snapshot {
     pub network: NetworkId,
     pub addresses: Vec<IpNet>,
     pub servers: Vec<Server>,
+    /// Members to which links are kept, for whichever end's sake.
+    pub links: Vec<NodeId>,
     pub peers: Vec<Peer>,
     pub routes: Vec<Route>,
     pub nat: NatProfile,

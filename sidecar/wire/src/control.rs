@@ -88,6 +88,9 @@ pub struct Hello {
     pub attach_seq: u64,
     #[prost(fixed64, tag = "4")]
     pub attach_digest: u64,
+    /// The sender keeps the link only because the receiver does, or, with `seq` 0, keeps it no more.
+    #[prost(bool, tag = "5")]
+    pub follows: bool,
 }
 
 /// Names one LSA: who signed it, of which type, which of them.

@@ -35,6 +35,8 @@ const TCP_AFTER: Duration = Duration::from_secs(2);
 const REDIAL: Duration = Duration::from_secs(3);
 /// Servers that may be homes until servers form a mesh of their own.
 pub const MAX_HOMES: usize = 2;
+/// Links of one node: so many still fit its LSA.
+pub(super) const MAX_LINKS: usize = 300;
 /// Context of REGISTER's signature.
 pub(crate) const REGISTER_CONTEXT: &[u8] = b"easynet register";
 
@@ -360,18 +362,19 @@ impl Engine {
         }
     }
 
-    /// A member is a link neighbour if the configuration names it, if it carries other members' traffic, or if it takes us
-    /// for one: an edge counts only if both list it.
+    /// A member is a link neighbour if the configuration names it, if it is one of the nearest that carry other members'
+    /// traffic, or if it takes us for one: an edge counts only if both list it.
     pub(super) fn link_if_neighbour(&mut self, node: NodeId, now: Instant) {
         let Some(peer) = self.peers.get(&node) else { return };
         if peer.kind != Kind::Member || peer.sessions.sending().is_none() {
             return;
         }
-        let named = !peer.bootstrap.is_empty();
-        let transit = self.topology.member(node).is_some_and(|member| member.body.transit)
-            && peer.agent.is_direct();
-        if !(named || transit || peer.linked_by_peer) || self.links.contains_key(&node) {
+        let is_wanted = self.wants_link(node);
+        if !(is_wanted || peer.linked_by_peer) || self.links.contains_key(&node) {
             return;
+        }
+        if !is_wanted && self.links.len() >= MAX_LINKS {
+            return self.say_goodbye(node, now);
         }
         self.add_link(node, false, now);
         self.flood.add_neighbour(node);
@@ -431,7 +434,8 @@ impl Engine {
                     // It may have restarted; the hellos go on meanwhile.
                     self.initiate(node, now);
                 }
-                let hello = Hello { seq, sent_us: self.micros(now), ..Hello::default() };
+                let follows = !self.wants_link(node);
+                let hello = Hello { seq, sent_us: self.micros(now), follows, ..Hello::default() };
                 self.send_control(node, Body::Hello(hello), now);
             }
             Some(Due::Down) => {
@@ -444,11 +448,18 @@ impl Engine {
     }
 
     pub(super) fn on_hello(&mut self, from: NodeId, hello: Hello, now: Instant) {
+        let (follows, is_goodbye) = (hello.follows, hello.seq == 0);
         if let Some(peer) = self.peers.get_mut(&from) {
-            peer.linked_by_peer = true;
+            peer.linked_by_peer = !follows;
         }
-        self.send_control(from, Body::HelloAck(hello), now);
-        self.link_if_neighbour(from, now);
+        if !is_goodbye {
+            self.send_control(from, Body::HelloAck(hello), now);
+        }
+        if follows {
+            self.on_follower(from, is_goodbye, now);
+        } else {
+            self.link_if_neighbour(from, now);
+        }
     }
 
     pub(super) fn on_hello_ack(&mut self, from: NodeId, ack: &Hello, now: Instant) {
@@ -467,6 +478,7 @@ impl Engine {
         let Some(adjacency) = self.links.remove(&node) else { return };
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.linked_by_peer = false;
+            peer.chosen = false;
         }
         self.timers.set(Wake::Link(node), None);
         self.flood.remove_neighbour(node);

@@ -181,6 +181,12 @@ impl Engine {
             network: self.config.membership.network,
             addresses: self.host.addresses.clone(),
             servers: self.snapshot_servers(),
+            links: self
+                .links
+                .iter()
+                .filter(|(_, adjacency)| !adjacency.server)
+                .map(|(node, _)| *node)
+                .collect(),
             peers: self.snapshot_peers(now),
             routes: self.snapshot_routes(),
             nat: self.nat.profile(),

@@ -605,3 +605,18 @@ fn host_prefix(address: IpAddr) -> Prefix {
 fn is_address(prefix: Option<&Prefix>, address: IpAddr) -> bool {
     prefix.and_then(Prefix::parse).is_some_and(|(claimed, _)| claimed == address)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_links_there_may_be_fit_an_lsa() {
+        let neighbour = Neighbour { node: vec![7; 16], cost_us: 2_000_000, server: true };
+        let most = crate::engine::links::MAX_LINKS + crate::engine::MAX_HOMES + 3;
+        let body = LinkBody { neighbours: vec![neighbour; most] };
+
+        let around = wire::lsa::HEAD_LEN + wire::lsa::TAG_LEN + wire::lsa::SIGNATURE_LEN;
+        assert!(body.encoded_len() + around <= wire::lsa::MAX_LEN, "{}", body.encoded_len());
+    }
+}

@@ -8,7 +8,13 @@ use crate::endpoint::Behaviour;
 fn records_have_known_bytes() {
     let known: [(Body, &[u8]); 6] = [
         (
-            Body::Hello(Hello { seq: 1, sent_us: 300, attach_seq: 0, attach_digest: 2 }),
+            Body::Hello(Hello {
+                seq: 1,
+                sent_us: 300,
+                attach_seq: 0,
+                attach_digest: 2,
+                follows: false,
+            }),
             &[0x12, 14, 0x08, 1, 0x10, 0xac, 0x02, 0x21, 2, 0, 0, 0, 0, 0, 0, 0],
         ),
         (
@@ -142,7 +148,7 @@ fn signed_identity() -> Signed {
 
 /// One record of each kind, with something in each.
 fn all() -> Vec<Control> {
-    let hello = Hello { seq: 1, sent_us: 2, attach_seq: 3, attach_digest: 4 };
+    let hello = Hello { seq: 1, sent_us: 2, attach_seq: 3, attach_digest: 4, follows: true };
     let heads = vec![lsa_head(), lsa_head()];
     let endpoints = Endpoints { profile: None, candidates: vec![1; 19], revision: 2 };
     let punch = Punch {
