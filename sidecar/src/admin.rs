@@ -8,7 +8,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -110,28 +110,61 @@ pub enum Desk {
     Lobby(Arc<view::Status>),
 }
 
-/// Listens where `admin` says; the task ends with its group and removes a unix socket. Returns the address bound by TCP.
-///
-/// # Errors
-/// When it cannot be bound, or another node answers there.
-pub async fn listen(
-    admin: &Admin,
-    token: Option<Secret>,
-    desk: Desk,
-    group: &TaskGroup,
-) -> Result<Option<SocketAddr>, Failure> {
-    match (admin, token) {
-        (Admin::Unix(path), _) => listen_unix(path, desk, group).await.map(|()| None),
-        (Admin::Tcp { host, port }, Some(token)) => {
-            listen_tcp(host, *port, &token, desk, group).await.map(Some)
+/// The admin socket, bound, where nobody is answered yet: who asks waits. Dropped, it is free for others.
+#[derive(Debug)]
+pub struct Door(Bound);
+
+#[derive(Debug)]
+enum Bound {
+    Unix(SocketFile, UnixListener),
+    Tcp(TcpListener, SocketAddr, Arc<hmac::Key>),
+}
+
+/// The file of a unix socket; goes with it.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Door {
+    /// Listens where `admin` says.
+    ///
+    /// # Errors
+    /// When it cannot be bound, or another node answers there.
+    pub async fn bind(admin: &Admin, token: Option<&Secret>) -> Result<Self, Failure> {
+        match (admin, token) {
+            (Admin::Unix(path), _) => bind_unix(path).await,
+            (Admin::Tcp { host, port }, Some(token)) => bind_tcp(host, *port, token).await,
+            (Admin::Tcp { .. }, None) => Err(Failure::usage(
+                "The admin socket has no token",
+                "Give --admin-token-file FILE.",
+            )),
         }
-        (Admin::Tcp { .. }, None) => {
-            Err(Failure::usage("The admin socket has no token", "Give --admin-token-file FILE."))
+        .map(Self)
+    }
+
+    /// The address, if it is one of TCP.
+    pub fn local(&self) -> Option<SocketAddr> {
+        match &self.0 {
+            Bound::Unix(..) => None,
+            Bound::Tcp(_, local, _) => Some(*local),
+        }
+    }
+
+    /// Answers whoever asks, until the group ends.
+    pub fn open(self, desk: Desk, group: &TaskGroup) {
+        match self.0 {
+            Bound::Unix(file, listener) => answer_unix(listener, file, desk, group),
+            Bound::Tcp(listener, _, key) => answer_tcp(listener, key, desk, group),
         }
     }
 }
 
-async fn listen_unix(path: &Path, desk: Desk, group: &TaskGroup) -> Result<(), Failure> {
+async fn bind_unix(path: &Path) -> Result<Bound, Failure> {
     let failed = |error: io::Error| {
         Failure::failed(
             format!("Cannot listen on the admin socket {}: {error}", path.display()),
@@ -156,8 +189,13 @@ async fn listen_unix(path: &Path, desk: Desk, group: &TaskGroup) -> Result<(), F
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
+    let file = SocketFile(path.to_owned());
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    let (path, connections) = (path.to_owned(), group.child("admin connections"));
+    Ok(Bound::Unix(file, listener))
+}
+
+fn answer_unix(listener: UnixListener, file: SocketFile, desk: Desk, group: &TaskGroup) {
+    let connections = group.child("admin connections");
     group.spawn_graceful("admin", move |token| async move {
         loop {
             let accepted = tokio::select! {
@@ -177,19 +215,12 @@ async fn listen_unix(path: &Path, desk: Desk, group: &TaskGroup) -> Result<(), F
                 Ok(())
             });
         }
-        let _ = fs::remove_file(&path);
+        drop(file);
         Ok(())
     });
-    Ok(())
 }
 
-async fn listen_tcp(
-    host: &str,
-    port: u16,
-    token: &Secret,
-    desk: Desk,
-    group: &TaskGroup,
-) -> Result<SocketAddr, Failure> {
+async fn bind_tcp(host: &str, port: u16, token: &Secret) -> Result<Bound, Failure> {
     let ports = if port == 0 {
         config::FIRST_FREE_PORT..=config::FIRST_FREE_PORT + PORTS_TRIED
     } else {
@@ -211,6 +242,10 @@ async fn listen_tcp(
     let listener = bound.map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
     let key = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes()));
+    Ok(Bound::Tcp(listener, local, key))
+}
+
+fn answer_tcp(listener: TcpListener, key: Arc<hmac::Key>, desk: Desk, group: &TaskGroup) {
     let connections = group.child("admin connections");
     group.spawn("admin", async move {
         loop {
@@ -240,7 +275,6 @@ async fn listen_tcp(
             });
         }
     });
-    Ok(local)
 }
 
 /// The request, if whoever sent it has the token.

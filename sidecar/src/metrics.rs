@@ -172,79 +172,71 @@ impl Metrics {
     }
 }
 
-/// Serves a node's metrics on `addr`; the address bound.
-///
-/// # Errors
-/// When the address cannot be listened on.
-pub async fn listen(
-    addr: SocketAddr,
-    answers: Answers,
-    group: &TaskGroup,
-) -> Result<SocketAddr, Failure> {
-    serve(addr, Source::Node(answers), group).await
+/// Where metrics are served, bound, and nobody is answered yet.
+#[derive(Debug)]
+pub struct Door {
+    listener: TcpListener,
+    local: SocketAddr,
 }
 
-/// Serves a public server's metrics on `addr`; the address bound.
-///
-/// # Errors
-/// When the address cannot be listened on.
-pub async fn listen_server(
-    addr: SocketAddr,
-    commands: mpsc::Sender<Command>,
-    group: &TaskGroup,
-) -> Result<SocketAddr, Failure> {
-    serve(addr, Source::Server(commands), group).await
+impl Door {
+    /// Listens on `addr`.
+    ///
+    /// # Errors
+    /// When it cannot be listened on.
+    pub async fn bind(addr: SocketAddr) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| {
+            Failure::failed(
+                format!("Cannot serve metrics on {addr}: {error}"),
+                "Choose another address with --metrics.",
+            )
+        };
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, local })
+    }
+
+    /// The address bound.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Serves what `source` has, until the group ends.
+    pub fn open(self, source: Source, group: &TaskGroup) {
+        let listener = self.listener;
+        let connections = group.child("metrics connections");
+        group.spawn("metrics", async move {
+            let slots = Arc::new(Semaphore::new(MAX_REQUESTS));
+            loop {
+                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                    return Ok(());
+                };
+                let Ok((stream, _)) = listener.accept().await else {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                let source = source.clone();
+                connections.spawn_transient("metrics request", async move {
+                    // A scraper that hangs up is no error of ours.
+                    let _ = tokio::time::timeout(WITHIN, answer(stream, source)).await;
+                    drop(slot);
+                    Ok(())
+                });
+            }
+        });
+    }
 }
 
-/// Serves `/livez` and `/readyz` on `addr` while no node runs.
-///
-/// # Errors
-/// When the address cannot be listened on.
-pub async fn listen_lobby(
-    addr: SocketAddr,
-    is_ready: bool,
-    group: &TaskGroup,
-) -> Result<SocketAddr, Failure> {
-    serve(addr, Source::Lobby { is_ready }, group).await
-}
-
+/// Whose metrics are served.
 #[derive(Clone, Debug)]
-enum Source {
+pub enum Source {
     Node(Answers),
+    /// A public server, by its driver.
     Server(mpsc::Sender<Command>),
-    Lobby { is_ready: bool },
-}
-
-async fn serve(addr: SocketAddr, source: Source, group: &TaskGroup) -> Result<SocketAddr, Failure> {
-    let failed = |error: std::io::Error| {
-        Failure::failed(
-            format!("Cannot serve metrics on {addr}: {error}"),
-            "Choose another address with --metrics.",
-        )
-    };
-    let listener = TcpListener::bind(addr).await.map_err(failed)?;
-    let local = listener.local_addr().map_err(failed)?;
-    let connections = group.child("metrics connections");
-    group.spawn("metrics", async move {
-        let slots = Arc::new(Semaphore::new(MAX_REQUESTS));
-        loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return Ok(());
-            };
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let source = source.clone();
-            connections.spawn_transient("metrics request", async move {
-                // A scraper that hangs up is no error of ours.
-                let _ = tokio::time::timeout(WITHIN, answer(stream, source)).await;
-                drop(slot);
-                Ok(())
-            });
-        }
-    });
-    Ok(local)
+    /// No node runs: there is `/livez` and `/readyz`.
+    Lobby {
+        is_ready: bool,
+    },
 }
 
 async fn answer(mut stream: TcpStream, source: Source) -> std::io::Result<()> {

@@ -512,6 +512,34 @@ fn a_node_that_cannot_start_says_why_and_leaves_nothing() {
 }
 
 #[test]
+fn a_door_that_is_taken_is_said_before_anything_is_told_to_others() {
+    let mut lab = Lab::new();
+    let (host_o, host_m) = (lab.public_host("o"), lab.public_host("m"));
+    let other = Node::start(&lab, &host_o, "o", &[], "");
+    let neighbour = Node::start(&lab, &host_m, "n", &[], "--metrics 127.0.0.1:9100");
+    other.wait("ready", MOMENT);
+    neighbour.wait("ready", MOMENT);
+    host_o.run(&format!(
+        "nft 'add table ip watch; add chain ip watch in {{ type filter hook input priority 0; }}; \
+         add rule ip watch in ip saddr {} counter'",
+        host_m.address
+    ));
+    let url = format!("udp://{}:11010", host_o.address);
+    let begin = |options: &str| {
+        start(&host_m, &lab, "", &format!("--listen 0 --tun ezx -p {url} {options}"))
+    };
+
+    let metrics = begin("--metrics 127.0.0.1:9100");
+    let admin = begin(&format!("--admin {}", neighbour.socket().display()));
+
+    assert_refused(&metrics, 1, "Cannot serve metrics on 127.0.0.1:9100", "--metrics");
+    assert_refused(&admin, 1, "Another node answers on the admin socket", "--admin");
+    assert!(!lab.dir().join("sock").exists());
+    let heard = host_o.run("nft list table ip watch");
+    assert!(heard.contains("counter packets 0 "), "{heard}");
+}
+
+#[test]
 fn a_port_that_is_taken_for_tcp_alone_is_said_and_udp_goes_on() {
     let mut lab = Lab::new();
     let host = lab.public_host("m");

@@ -41,8 +41,8 @@ impl Lobby {
         group.spawn_transient("lobby admin", async move {
             loop {
                 let token = token_file.as_deref().and_then(|file| settings::token(file).ok());
-                let desk = Desk::Lobby(Arc::clone(&status));
-                if admin::listen(&admin, token, desk, &own).await.is_ok() {
+                if let Ok(door) = admin::Door::bind(&admin, token.as_ref()).await {
+                    door.open(Desk::Lobby(status), &own);
                     return Ok(());
                 }
                 tokio::time::sleep(RETRY).await;
@@ -51,10 +51,13 @@ impl Lobby {
         if let Some(addr) = settings.metrics.value {
             let own = group.clone();
             group.spawn_transient("lobby metrics", async move {
-                while metrics::listen_lobby(addr, is_ready, &own).await.is_err() {
+                loop {
+                    if let Ok(door) = metrics::Door::bind(addr).await {
+                        door.open(metrics::Source::Lobby { is_ready }, &own);
+                        return Ok(());
+                    }
                     tokio::time::sleep(RETRY).await;
                 }
-                Ok(())
             });
         }
         Self { group }

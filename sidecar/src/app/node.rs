@@ -1,6 +1,7 @@
 //! `easynet run`: puts a node together.
 
 mod carriers;
+mod doors;
 mod serve;
 mod translate;
 mod tun;
@@ -26,6 +27,7 @@ use tokio::sync::mpsc;
 
 use self::{
     carriers::{Carriers, ports_free},
+    doors::Doors,
     serve::{End, Node},
     translate::{applied, names, translate, translation},
     tun::{first_tun, keep_tun, tun_view},
@@ -34,11 +36,11 @@ use super::{
     delivered::Delivered, give_back_code, lobby::Lobby, second_signal, stop_signal, unix_now,
 };
 use crate::{
-    admin::{self, Answers, Desk},
+    admin::Answers,
     args::Run,
     error::Failure,
-    metrics::{self, Metrics},
-    render, settings,
+    metrics::Metrics,
+    settings,
     source::Standing,
     state::{self, State},
     view::Facts,
@@ -87,6 +89,8 @@ pub(super) async fn run(
     let identity = Arc::new(state.identity()?);
     let (settings, origin) = match (server, secret) {
         (Some(url), _) => {
+            // The lobby takes them until there is a configuration, and would wait for one that somebody else has.
+            drop(Doors::bind(&settings, token.as_ref(), patience(&run)).await?);
             let here = (&settings, hostname.as_str());
             let first = Delivered::first(url, &run, &state, &identity, here).await?;
             let Some(delivered) = first else { return Ok(()) };
@@ -218,6 +222,7 @@ impl Begin {
         for warning in state.warnings.drain(..) {
             tracing::warn!("{warning}");
         }
+        let doors = Doors::bind(&settings, token.as_ref(), patience(&run)).await?;
         let member = Member::of(origin, &network, state);
         let unix = unix_now();
         let boot = state.boot(unix);
@@ -304,8 +309,7 @@ impl Begin {
         let (orders, ordered) = mpsc::channel(1);
         let answers =
             Answers { commands: commands.clone(), facts: Arc::clone(&facts), metrics, orders };
-        let patience = Instant::now() + if run.standby { PREDECESSOR_GONE } else { Duration::ZERO };
-        if let Err(failure) = open_doors(&settings, token, &answers, patience, &group).await {
+        if let Err(failure) = doors.open(&answers, &group) {
             stop(&group, &links, &tunnels).await;
             return Err(failure);
         }
@@ -364,35 +368,9 @@ impl Begin {
     }
 }
 
-/// Opens the admin socket and the metrics endpoint, and says where they are if that is not known before. Until `patience`
-/// is over a predecessor may have them.
-async fn open_doors(
-    settings: &Settings,
-    token: Option<Secret>,
-    answers: &Answers,
-    patience: Instant,
-    group: &TaskGroup,
-) -> Result<(), Failure> {
-    let bound = loop {
-        let desk = Desk::Node(answers.clone());
-        match admin::listen(&settings.admin.value, token.clone(), desk, group).await {
-            Err(_) if Instant::now() < patience => {}
-            outcome => break outcome?,
-        }
-        tokio::time::sleep(PREDECESSOR_LOOK).await;
-    };
-    if let Some(addr) = bound {
-        render::print(&format!("admin {addr}"))?;
-    }
-    let Some(addr) = settings.metrics.value else { return Ok(()) };
-    let bound = loop {
-        match metrics::listen(addr, answers.clone(), group).await {
-            Err(_) if Instant::now() < patience => {}
-            outcome => break outcome?,
-        }
-        tokio::time::sleep(PREDECESSOR_LOOK).await;
-    };
-    render::print(&format!("metrics {bound}"))
+/// How long a predecessor may have what this node needs.
+fn patience(run: &Run) -> Instant {
+    Instant::now() + if run.standby { PREDECESSOR_GONE } else { Duration::ZERO }
 }
 
 /// Says once that the node is ready, with its addresses.

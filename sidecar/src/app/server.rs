@@ -52,6 +52,11 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     let mut config = Config::open(identity, aead(), unix_now());
     config.admission = admission;
 
+    // What is taken is said before anybody attaches.
+    let door = match args.metrics {
+        Some(addr) => Some(metrics::Door::bind(addr).await?),
+        None => None,
+    };
     let group = TaskGroup::new("server");
     // Ends later: the farewell goes over tunnels too.
     let links = TaskGroup::new("links");
@@ -122,8 +127,9 @@ pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
         },
         &group,
     );
-    if let Some(addr) = args.metrics {
-        let bound = metrics::listen_server(addr, commands.clone(), &group).await?;
+    if let Some(door) = door {
+        let bound = door.local();
+        door.open(metrics::Source::Server(commands.clone()), &group);
         render::print(&format!("metrics {bound}"))?;
     }
     let host = match args.public_host {
