@@ -29,7 +29,7 @@ use tokio::{
 
 use crate::{
     args,
-    error::{Code, Failure},
+    error::{Code, Failure, capital},
     metrics::Metrics,
     settings, state,
     view::{self, Facts, Pong},
@@ -481,9 +481,4 @@ fn error_words(error: &io::Error) -> String {
     ];
     let known = words.iter().find(|(kind, _)| *kind == error.kind());
     known.map_or_else(|| error.to_string(), |(_, words)| (*words).to_owned())
-}
-
-fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }

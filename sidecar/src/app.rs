@@ -22,7 +22,7 @@ use crate::{
         Cli, Command, ConfigCommand, DebugCommand, KeyCommand, Log, LogFormat, Output,
         SecretCommand,
     },
-    error::Failure,
+    error::{Failure, capital},
     render, settings,
     state::{self, State},
 };
@@ -86,11 +86,6 @@ fn usage(error: &clap::Error) -> Failure {
         None => "See `easynet --help`.".to_owned(),
     };
     Failure::usage(format!("{}{tips}", capital(&what)), help)
-}
-
-fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 
 fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {

@@ -5,7 +5,11 @@ use std::{io::Read, path::Path, str::FromStr};
 use clap::{ArgMatches, parser::ValueSource};
 use config::{Admin, Invalid, Origin, Partial, Secret, Settings, Sourced};
 
-use crate::{args::Run, error::Failure, source::FeedUrl};
+use crate::{
+    args::Run,
+    error::{Failure, capital},
+    source::{self, FeedUrl},
+};
 
 /// Merges a `run`'s sources. `matches` knows which of its values came from the environment.
 ///
@@ -171,7 +175,8 @@ fn refuse(run: &Run) -> Result<(), Failure> {
 /// The configuration server to ask, if one is named.
 ///
 /// # Errors
-/// When its URL is none, or a secret is named beside it: the server gives the keys.
+/// When its URL is none, a secret is named beside it (the server gives the keys), or there is no token in its file. That is
+/// read again for each session.
 pub fn config_server(run: &Run) -> Result<Option<FeedUrl>, Failure> {
     let Some(text) = &run.config_server else {
         if run.config_server_token_file.is_some() {
@@ -190,6 +195,17 @@ pub fn config_server(run: &Run) -> Result<Option<FeedUrl>, Failure> {
     }
     let url =
         text.parse().map_err(|Invalid(why)| Failure::usage(why, "See `easynet run --help`."))?;
+    if let Some(path) = &run.config_server_token_file {
+        let refused = |why: &str| {
+            let remedy = "Name a file that has it by --config-server-token-file FILE; in a pod it is that of a projected \
+                          serviceAccountToken.";
+            Failure::usage(capital(why), remedy)
+        };
+        let token = source::feed::token(path).map_err(|why| refused(&why))?;
+        if token.is_empty() {
+            return Err(refused(&format!("there is no token in {}", path.display())));
+        }
+    }
     Ok(Some(url))
 }
 

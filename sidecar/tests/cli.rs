@@ -90,6 +90,18 @@ fn what_is_not_understood_is_a_usage_error_with_a_way_on() {
         ("run --config-server https://a", "unknown scheme", "tcp://HOST:PORT/NETWORK?k=ROOT"),
         ("run --config-server ws://a/n?k=b", "not there yet", "tcp://HOST:PORT/NETWORK?k=ROOT"),
         ("run --config-server-token-file f", "no server", "--config-server"),
+        (
+            "run --config-server tcp://a/n?k=aeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaq \
+             --config-server-token-file /nonexistent/t",
+            "Cannot read the token in /nonexistent/t",
+            "--config-server-token-file FILE",
+        ),
+        (
+            "run --config-server tcp://a/n?k=aeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaq \
+             --config-server-token-file /dev/null",
+            "There is no token in /dev/null",
+            "serviceAccountToken",
+        ),
         ("run --network n --admin 127.0.0.1:0", "has no token", "--admin-token-file FILE"),
         ("run --network n --log =", "log filter", "such as info"),
         ("status --wait rich", "\"rich\" is nothing to wait for", "peers=N"),

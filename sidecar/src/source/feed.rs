@@ -8,7 +8,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -232,16 +232,23 @@ impl Dialer {
 
     /// The token, as it stands in its file now.
     fn token(&self) -> Result<Zeroizing<String>, Why> {
-        let Some(path) = &self.parts.token_file else { return Ok(Zeroizing::default()) };
-        let text = std::fs::read_to_string(path)
-            .map(Zeroizing::new)
-            .map_err(|error| format!("cannot read the token in {}: {error}", path.display()))?;
-        let token = Zeroizing::new(text.trim().to_owned());
-        if token.len() > MAX_TOKEN {
-            return Err(format!("{} is too long to be a token", path.display()));
-        }
-        Ok(token)
+        self.parts.token_file.as_deref().map_or_else(|| Ok(Zeroizing::default()), token)
     }
+}
+
+/// The token that says who this node is.
+///
+/// # Errors
+/// Why the file has none.
+pub fn token(path: &Path) -> Result<Zeroizing<String>, String> {
+    let text = std::fs::read_to_string(path)
+        .map(Zeroizing::new)
+        .map_err(|error| format!("cannot read the token in {}: {error}", path.display()))?;
+    let token = Zeroizing::new(text.trim().to_owned());
+    if token.len() > MAX_TOKEN {
+        return Err(format!("{} is too long to be a token", path.display()));
+    }
+    Ok(token)
 }
 
 async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
