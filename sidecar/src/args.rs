@@ -277,7 +277,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 pub struct Ping {
     /// Host name, mesh address, or the node id (8 characters of it or more)
     pub peer: String,
-    /// How many times; 0 is for ever
+    /// How many times; 0 is for ever, with each answer as it comes: of JSON a line, of YAML a document
     #[arg(short, default_value_t = 4, value_name = "N")]
     pub count: u32,
     /// Seconds between them

@@ -26,6 +26,29 @@ pub fn show<T: Serialize>(
     print(&text)
 }
 
+/// Writes one of values that come one by one, at once: a line of JSON, a document of YAML, or the line that `line` makes of it.
+///
+/// # Errors
+/// When standard output is gone.
+pub fn show_next<T: Serialize>(
+    value: &T,
+    output: Output,
+    line: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    match output {
+        Output::Table | Output::Wide => print(&line()),
+        Output::Json => {
+            let line = serde_json::to_string(value)
+                .map_err(|error| Failure::failed(error.to_string(), ""))?;
+            print(&line)
+        }
+        Output::Yaml => {
+            print("---")?;
+            show(value, Output::Yaml, |_| String::new())
+        }
+    }
+}
+
 /// Writes a text and a line's end.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Output, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -390,6 +391,33 @@ fn events_are_followed_as_they_happen() {
     assert!(next("path_primary")["fields"]["reason"].is_string());
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn a_ping_without_end_says_each_answer_as_it_comes() {
+    let world = World::new("");
+    let few = world.a.cli(&["ping", "b", "-c", "2", "-i", "0.05", "-o", "json"]);
+    let few: Value = serde_json::from_slice(&few.stdout).unwrap();
+    let mut child = Command::new(node::binary())
+        .args(["ping", "b", "-c", "0", "-i", "0.05", "-o", "json", "--admin"])
+        .arg(world.a.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (sender, lines) = mpsc::channel();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap())));
+    let mut next = || serde_json::from_str(&lines.recv_timeout(MOMENT).unwrap()).unwrap();
+    let many: [Value; 2] = [next(), next()];
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    assert_eq!(few.as_array().unwrap().len(), 2, "what has an end is one document: {few}");
+    for (index, answer) in many.iter().enumerate() {
+        assert_keys(answer, "number peer rtt_ms relayed remote");
+        assert_eq!(answer["number"], index + 1);
+        assert!(answer["rtt_ms"].is_number(), "{answer}");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::{
     args::{self, Command, ConfigCommand, Events, Output, Ping, Status},
     doctor,
     error::{Code, Failure},
-    render::{self, bytes, listed, or_dash, pairs, show, table},
+    render::{self, bytes, listed, or_dash, pairs, show, show_next, table},
     view,
 };
 
@@ -145,17 +145,7 @@ async fn events(args: Events) -> Result<(), Failure> {
         since = events.last().map_or(since, |event| event.number);
         if args.follow {
             for event in &events {
-                match args.look.output {
-                    Output::Json => {
-                        let line = serde_json::to_string(event).unwrap_or_default();
-                        render::print(&line)?;
-                    }
-                    Output::Yaml => {
-                        render::print("---")?;
-                        show(event, Output::Yaml, |_| String::new())?;
-                    }
-                    Output::Table | Output::Wide => render::print(&event_line(event))?,
-                }
+                show_next(event, args.look.output, || event_line(event))?;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
@@ -200,10 +190,22 @@ impl Asked {
             remote: Some(pong.remote),
         })
     }
+
+    fn line(&self) -> String {
+        let (Some(rtt), Some(remote)) = (self.rtt_ms, &self.remote) else {
+            return format!("{}: no answer", self.number);
+        };
+        let way = if self.relayed == Some(true) { "relayed by" } else { "direct from" };
+        format!("{}: {rtt:.2} ms, {way} {remote}", self.number)
+    }
 }
 
+/// Asks as often as is wanted. What has no end is shown as it comes; else JSON and YAML are one document.
 async fn ping(args: Ping) -> Result<(), Failure> {
-    let mut asked: Vec<Asked> = Vec::new();
+    let output = args.look.output;
+    let is_document = args.count > 0 && (output == Output::Json || output == Output::Yaml);
+    let mut document: Vec<Asked> = Vec::new();
+    let mut is_answered = false;
     let mut number = 0;
     while args.count == 0 || number < args.count {
         if number > 0 {
@@ -211,30 +213,23 @@ async fn ping(args: Ping) -> Result<(), Failure> {
         }
         number += 1;
         let request = Request::Ping { peer: args.peer.clone() };
-        match ask_within::<view::Pong>(&args.look.admin, &request, PING_WITHIN).await {
-            Ok(pong) => {
-                if args.look.output == Output::Table || args.look.output == Output::Wide {
-                    let way = if pong.relayed { "relayed by" } else { "direct from" };
-                    render::print(&format!(
-                        "{number}: {:.2} ms, {way} {}",
-                        pong.rtt_ms, pong.remote
-                    ))?;
-                }
-                asked.push(Asked::of(number, Some(pong)));
-            }
-            Err(failure) if failure.code == Code::TimedOut => {
-                if args.look.output == Output::Table {
-                    render::print(&format!("{number}: no answer"))?;
-                }
-                asked.push(Asked::of(number, None));
-            }
+        let pong = match ask_within(&args.look.admin, &request, PING_WITHIN).await {
+            Ok(pong) => Some(pong),
+            Err(failure) if failure.code == Code::TimedOut => None,
             Err(failure) => return Err(failure),
+        };
+        is_answered |= pong.is_some();
+        let asked = Asked::of(number, pong);
+        if is_document {
+            document.push(asked);
+        } else {
+            show_next(&asked, output, || asked.line())?;
         }
     }
-    if args.look.output == Output::Json || args.look.output == Output::Yaml {
-        show(&asked, args.look.output, |_| String::new())?;
+    if is_document {
+        show(&document, output, |_| String::new())?;
     }
-    if asked.iter().all(|asked| asked.peer.is_none()) {
+    if !is_answered {
         return Err(Failure::failed(
             format!("{} did not answer", args.peer),
             "`easynet doctor --peer` finds out why.",
