@@ -16,6 +16,7 @@ use std::{
 use config::{Admin, Secret};
 use netio::{
     driver::{Command, PingOutcome, View},
+    resolve::Resolver,
     task::TaskGroup,
 };
 use ring::hmac;
@@ -28,7 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    args,
+    args, doctor,
     error::{Code, Failure, capital},
     metrics::Metrics,
     settings, state,
@@ -52,16 +53,24 @@ const PORTS_TRIED: u16 = 1000;
 pub enum Request {
     Status,
     Peers,
-    Paths { peer: String },
+    Paths {
+        peer: String,
+    },
     Routes,
     Node,
     Nat,
     Stats,
-    Events { since: u64 },
-    Ping { peer: String },
+    Events {
+        since: u64,
+    },
+    Ping {
+        peer: String,
+    },
     ConfigShow,
     Reload,
     Retire,
+    /// Look where the node runs at what it does not watch all the time.
+    Examine,
 }
 
 impl Request {
@@ -80,6 +89,7 @@ impl Request {
             Self::ConfigShow => "config_show",
             Self::Reload => "config_reload",
             Self::Retire => "retire",
+            Self::Examine => "examine",
         }
     }
 }
@@ -91,6 +101,7 @@ pub struct Answers {
     pub facts: Arc<Facts>,
     pub metrics: Metrics,
     pub orders: mpsc::Sender<Order>,
+    pub resolver: Resolver,
 }
 
 /// What the node itself is told; answered with a sentence either way.
@@ -341,6 +352,7 @@ async fn decide(answers: &Answers, request: Request) -> Result<Vec<u8>, CallFail
         Request::ConfigShow => to_json(&answers.facts.applied().settings),
         Request::Reload => to_json(&answers.order(Order::Reload).await?),
         Request::Retire => to_json(&answers.order(Order::Retire).await?),
+        Request::Examine => to_json(&doctor::examine(answers).await?),
     };
     json.map_err(|error| CallFailure::new(Reason::Failed, error.to_string()))
 }

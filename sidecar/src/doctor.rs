@@ -5,17 +5,23 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
 };
 
 use config::{Listen, PeerUrl, Scheme, Settings};
+use netio::netlink::FWMARK;
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
+use tokio::{
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
 use wire::datagram::{Datagram, WHOIS_LEN, Whois};
 
 use crate::{
-    admin::{Request, ask},
+    admin::{Answers, Request, ask, ask_within},
     args,
     error::{Code, Failure},
     render::{show, table, wrap},
@@ -31,6 +37,10 @@ const COLUMNS: usize = 100;
 /// A server on another continent answers within this, and twice.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1000);
 const ASKED: usize = 2;
+/// A node looks at no more starts that do not answer, nor at more addresses of one: it is done within [`EXAMINED_WITHIN`].
+const STARTS_ASKED: usize = 3;
+const ADDRESSES_ASKED: usize = 2;
+const EXAMINED_WITHIN: Duration = Duration::from_secs(20);
 
 /// How grave a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -43,7 +53,7 @@ pub enum Level {
 }
 
 /// One finding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     pub check: String,
     pub level: Level,
@@ -77,6 +87,8 @@ struct Seen {
     routes: Vec<view::Route>,
     settings: Vec<serde_json::Value>,
     events: Vec<view::Event>,
+    /// What the node found when it was asked to look.
+    examined: Vec<Finding>,
 }
 
 /// Checks the node, or the host if none runs.
@@ -91,7 +103,7 @@ pub async fn run(args: args::Doctor) -> Result<(), Failure> {
                     let message = format!("no node answers at {}", admin.admin);
                     let remedy = "Start one with `easynet run`, or name its socket with --admin.";
                     let mut findings = vec![Finding::bad("node", message, remedy)];
-                    findings.extend(host(args.config.as_deref()));
+                    findings.extend(host(args.config.as_deref()).await);
                     findings
                 }
             }
@@ -125,6 +137,8 @@ async fn node(admin: &args::Admin, peer: Option<&str>) -> Result<Option<Vec<Find
         routes: ask(admin, &Request::Routes).await?,
         settings: ask(admin, &Request::ConfigShow).await?,
         events: ask(admin, &Request::Events { since: 0 }).await?,
+        // A node of an earlier version does not know how.
+        examined: ask_within(admin, &Request::Examine, EXAMINED_WITHIN).await.unwrap_or_default(),
     };
     let mut findings = seen.findings();
     let direct = seen.peers.iter().filter(|peer| peer.state == "direct");
@@ -206,7 +220,13 @@ impl Seen {
         }];
         findings.push(self.tun());
         findings.push(self.ports());
-        findings.extend(status.servers.iter().map(|server| self.server(server)));
+        findings.extend(status.servers.iter().map(|server| {
+            let check = format!("start {}", server.url);
+            // That it answers somebody is no reason why it does not answer the node.
+            let examined = self.examined.iter().find(|finding| finding.check == check);
+            let examined = examined.filter(|finding| finding.level == Level::Wrong);
+            examined.cloned().unwrap_or_else(|| self.server(server))
+        }));
         findings.push(self.udp());
         findings.extend(self.underlay_mtu());
         findings.extend(self.conditions());
@@ -580,7 +600,7 @@ impl Seen {
 const OVERHEAD: u32 = 40 + 8 + (wire::datagram::DATA_OVERHEAD + wire::datagram::TRANSIT_LEN) as u32;
 
 /// What can be told without a node.
-fn host(file: Option<&Path>) -> Vec<Finding> {
+async fn host(file: Option<&Path>) -> Vec<Finding> {
     let mut findings = vec![device(), privileges(), nft()];
     let settings = match file.map(settings::read) {
         None => config::Partial::default().settle(),
@@ -595,8 +615,10 @@ fn host(file: Option<&Path>) -> Vec<Finding> {
     };
     findings.extend(free_ports(&settings));
     findings.push(state_dir(&settings.state_dir.value));
-    findings.push(name_servers());
-    findings.extend(settings.peers.value.iter().map(answers));
+    findings.push(name_servers().await);
+    for peer in &settings.peers.value {
+        findings.push(answers(peer).await);
+    }
     findings
 }
 
@@ -671,8 +693,8 @@ fn free_ports(settings: &Settings) -> Vec<Finding> {
 
 fn is_taken(scheme: Scheme, addr: SocketAddr) -> Option<std::io::Error> {
     match scheme {
-        Scheme::Udp => UdpSocket::bind(addr).err(),
-        Scheme::Tcp => TcpListener::bind(addr).err(),
+        Scheme::Udp => std::net::UdpSocket::bind(addr).err(),
+        Scheme::Tcp => std::net::TcpListener::bind(addr).err(),
     }
 }
 
@@ -698,7 +720,7 @@ fn tempfile_in(dir: &Path) -> std::io::Result<()> {
 }
 
 /// Asks each name server of the system a question that every one can answer.
-fn name_servers() -> Finding {
+async fn name_servers() -> Finding {
     let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let servers: Vec<std::net::IpAddr> = text
         .lines()
@@ -709,8 +731,10 @@ fn name_servers() -> Finding {
         return Finding::note("dns", "/etc/resolv.conf names no server", remedy);
     }
     let names: Vec<String> = servers.iter().map(ToString::to_string).collect();
-    if servers.iter().any(|server| dns_answers(SocketAddr::new(*server, 53))) {
-        return Finding::good("dns", format!("{} answers", names.join(" or ")));
+    for server in servers {
+        if dns_answers(SocketAddr::new(server, 53)).await {
+            return Finding::good("dns", format!("{} answers", names.join(" or ")));
+        }
     }
     Finding::bad(
         "dns",
@@ -720,47 +744,76 @@ fn name_servers() -> Finding {
 }
 
 /// Any answer will do, also a refusal.
-fn dns_answers(server: SocketAddr) -> bool {
+async fn dns_answers(server: SocketAddr) -> bool {
     // Identification 1, recursion desired, one question: the root's name servers.
     const QUESTION: [u8; 17] = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
     let mut answer = [0; 512];
-    ask_udp(server, &QUESTION, &mut answer).is_some_and(|len| len >= 12)
+    ask_udp(server, &QUESTION, &mut answer).await.is_some_and(|len| len >= 12)
 }
 
 /// Sends a question a few times; the answer's length.
-fn ask_udp(to: SocketAddr, question: &[u8], answer: &mut [u8]) -> Option<usize> {
+async fn ask_udp(to: SocketAddr, question: &[u8], answer: &mut [u8]) -> Option<usize> {
     let any: SocketAddr =
         if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(to).ok()?;
-    socket.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
-    (0..ASKED).find_map(|_| {
-        socket.send(question).ok()?;
-        socket.recv(answer).ok()
-    })
+    let socket = UdpSocket::bind(any).await.ok()?;
+    // Without the capability there is no mark, and no TUN whose routes it would have to avoid.
+    let _ = SockRef::from(&socket).set_mark(FWMARK);
+    socket.connect(to).await.ok()?;
+    for _ in 0..ASKED {
+        let asked = async {
+            socket.send(question).await?;
+            socket.recv(answer).await
+        };
+        if let Ok(Ok(len)) = timeout(ANSWER_WITHIN, asked).await {
+            return Some(len);
+        }
+    }
+    None
+}
+
+/// What a running node finds where it runs, when it is asked: whoever asks may stand in another network.
+///
+/// # Errors
+/// When the node is shutting down.
+pub async fn examine(answers: &Answers) -> Result<Vec<Finding>, rpc::frame::Failure> {
+    let servers = answers.facts.status(&answers.view().await?).servers;
+    let mut findings = Vec::new();
+    for start in &answers.facts.applied().starts {
+        let is_silent = |server: &view::Server| {
+            server.url == start.url && server.state == "connecting" && server.message.is_none()
+        };
+        if findings.len() == STARTS_ASKED || !servers.iter().any(is_silent) {
+            continue;
+        }
+        // One that does not resolve says so itself.
+        let Ok(found) = answers.resolver.addresses(&start.peer.host).await else { continue };
+        let addrs = found.into_iter().map(|ip| SocketAddr::new(ip, start.peer.port)).collect();
+        findings.push(reached(&start.peer, addrs).await);
+    }
+    Ok(findings)
 }
 
 /// Whether a configured peer or server answers who it is, and over what.
-fn answers(peer: &PeerUrl) -> Finding {
-    let url = PeerUrl { keys: None, ..peer.clone() }.to_string();
-    let check = format!("start {url}");
-    let found = std::net::ToSocketAddrs::to_socket_addrs(&(peer.host.as_str(), peer.port));
-    let addrs: Vec<SocketAddr> = match found {
-        Ok(addrs) => addrs.collect(),
+async fn answers(peer: &PeerUrl) -> Finding {
+    match tokio::net::lookup_host((peer.host.as_str(), peer.port)).await {
+        Ok(addrs) => reached(peer, addrs.collect()).await,
         Err(error) => {
             let remedy = "Check the name, and that the servers in /etc/resolv.conf answer.";
-            return Finding::bad(&check, format!("its name does not resolve: {error}"), remedy);
+            Finding::bad(&start(peer), format!("its name does not resolve: {error}"), remedy)
         }
-    };
-    let over_udp = addrs.iter().find_map(|addr| {
-        let mut answer = [0; WHOIS_LEN];
-        let len = ask_udp(*addr, &Whois::ask(u64::from(std::process::id())), &mut answer)?;
-        match Datagram::parse(answer.get(..len)?) {
-            Some(Datagram::Whois(whois)) if whois.answer => Some(whois.keys.to_bytes()),
-            _ => None,
-        }
-    });
-    if let Some(keys) = over_udp {
+    }
+}
+
+/// The name of the check of a configured peer or server.
+fn start(peer: &PeerUrl) -> String {
+    format!("start {}", PeerUrl { keys: None, ..peer.clone() })
+}
+
+async fn reached(peer: &PeerUrl, mut addrs: Vec<SocketAddr>) -> Finding {
+    addrs.truncate(ADDRESSES_ASKED);
+    let check = start(peer);
+    for addr in &addrs {
+        let Some(keys) = whois(*addr).await else { continue };
         return match &peer.keys {
             Some(expected) if *expected != keys => Finding::bad(
                 &check,
@@ -770,15 +823,27 @@ fn answers(peer: &PeerUrl) -> Finding {
             Some(_) | None => Finding::good(&check, "answers over UDP"),
         };
     }
-    let over_tcp =
-        addrs.iter().any(|addr| std::net::TcpStream::connect_timeout(addr, ANSWER_WITHIN).is_ok());
-    if over_tcp {
-        let message = "answers over TCP but not over UDP";
-        let remedy = "Let UDP out to its port; until then all traffic goes over TCP and relays.";
-        return Finding::bad(&check, message, remedy);
+    for addr in addrs {
+        if matches!(timeout(ANSWER_WITHIN, TcpStream::connect(addr)).await, Ok(Ok(_))) {
+            let message = "answers over TCP but not over UDP";
+            let remedy =
+                "Let UDP out to its port; until then all traffic goes over TCP and relays.";
+            return Finding::bad(&check, message, remedy);
+        }
     }
     let remedy = "Check that it runs, and that its port is open for UDP and TCP.";
     Finding::bad(&check, "does not answer", remedy)
+}
+
+/// Asks an address who it is.
+async fn whois(addr: SocketAddr) -> Option<[u8; 64]> {
+    let mut answer = [0; WHOIS_LEN];
+    let question = Whois::ask(u64::from(std::process::id()));
+    let len = ask_udp(addr, &question, &mut answer).await?;
+    match Datagram::parse(answer.get(..len)?) {
+        Some(Datagram::Whois(whois)) if whois.answer => Some(whois.keys.to_bytes()),
+        _ => None,
+    }
 }
 
 fn lower(text: &str) -> String {

@@ -61,7 +61,14 @@ pub struct Applied {
 pub struct Start {
     /// Without its key, which only makes lines long.
     pub url: String,
-    pub pinned: bool,
+    pub peer: config::PeerUrl,
+}
+
+impl Start {
+    /// Its key stands in the configuration.
+    pub fn is_pinned(&self) -> bool {
+        self.peer.keys.is_some()
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -749,7 +756,7 @@ fn server_row(server: &snapshot::Server, applied: &Applied, view: &View) -> Serv
             ("resolving", why.map(|why| format!("its name does not resolve: {why}")))
         }
         ServerState::Connecting
-            if server.node.is_some() && !start.is_some_and(|start| start.pinned) =>
+            if server.node.is_some() && !start.is_some_and(Start::is_pinned) =>
         {
             let message = "says who it is, but does not accept this node: its network or secret is another one";
             ("connecting", Some(message.to_owned()))
@@ -766,7 +773,7 @@ fn server_row(server: &snapshot::Server, applied: &Applied, view: &View) -> Serv
         rtt_ms: server.rtt.map(millis),
         message,
         clock_offset_s: server.clock_offset_s,
-        pinned: start.is_some_and(|start| start.pinned),
+        pinned: start.is_some_and(Start::is_pinned),
     }
 }
 

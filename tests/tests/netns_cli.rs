@@ -407,7 +407,7 @@ fn a_ping_without_end_says_each_answer_as_it_comes() {
     let (sender, lines) = mpsc::channel();
     let stdout = BufReader::new(child.stdout.take().unwrap());
     std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap())));
-    let mut next = || serde_json::from_str(&lines.recv_timeout(MOMENT).unwrap()).unwrap();
+    let next = || serde_json::from_str(&lines.recv_timeout(MOMENT).unwrap()).unwrap();
     let many: [Value; 2] = [next(), next()];
     child.kill().unwrap();
     child.wait().unwrap();
@@ -702,6 +702,25 @@ fn doctor_names_a_wrong_secret_on_both_sides() {
         found["message"].as_str().unwrap().contains("another network name or secret"),
         "{found}"
     );
+}
+
+#[test]
+fn doctor_names_a_wrong_key_of_a_server() {
+    let mut lab = Lab::new();
+    let (host_r, host_s) = (lab.public_host("r"), lab.public_host("s"));
+    let host = lab.public_host("m");
+    let (_first, url) = node::server(&mut lab, &host_r, "first", "");
+    let (_second, other) = node::server(&mut lab, &host_s, "second", "");
+    let (place, key) = (url.split('?').next().unwrap(), other.split('?').nth(1).unwrap());
+    let node = Node::start(&lab, &host, "m", &[&format!("{place}?{key}")], "");
+    until("it answers", || node.cli(&["status"]).status.success());
+
+    // Asked from outside the node's namespace, as here, the way to the server is not the node's.
+    let found = doctor(&node, &format!("start {place}"));
+
+    assert_eq!(found["level"], "wrong", "{found}");
+    assert_eq!(found["message"], "answers with another key than ?k=", "{found}");
+    assert!(found["remedy"].as_str().unwrap().contains("easynet server"), "{found}");
 }
 
 #[test]

@@ -285,6 +285,7 @@ impl Begin {
             forward_drops: ArcSwap::from_pointee(None),
         });
         keep_tun(settings.tun.value.to_string(), mtu, run.standby, &plane, &facts, &group);
+        let resolver = Resolver::new(resolve::Config::default(), group.child("resolver"));
         let (commands, command_receiver) = mpsc::channel(netio::driver::COMMAND_BOUND);
         let (persist, persisted) = mpsc::channel(16);
         let metrics = Metrics::default();
@@ -298,7 +299,7 @@ impl Begin {
                 commands: command_receiver,
                 host: Some(host),
                 interfaces: netmon::watch(&group),
-                resolver: Some(Resolver::new(resolve::Config::default(), group.child("resolver"))),
+                resolver: Some(resolver.clone()),
                 names: names(&settings),
                 persist,
                 departure: departure.clone(),
@@ -307,8 +308,13 @@ impl Begin {
             &group,
         );
         let (orders, ordered) = mpsc::channel(1);
-        let answers =
-            Answers { commands: commands.clone(), facts: Arc::clone(&facts), metrics, orders };
+        let answers = Answers {
+            commands: commands.clone(),
+            facts: Arc::clone(&facts),
+            metrics,
+            orders,
+            resolver,
+        };
         if let Err(failure) = doors.open(&answers, &group) {
             stop(&group, &links, &tunnels).await;
             return Err(failure);

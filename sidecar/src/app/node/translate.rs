@@ -118,7 +118,7 @@ pub(super) fn applied(settings: &Settings, revision: u64) -> Applied {
     );
     let starts = settings.peers.value.iter().map(|peer| {
         let url = config::PeerUrl { keys: None, ..peer.clone() }.to_string();
-        Start { url, pinned: peer.keys.is_some() }
+        Start { url, peer: peer.clone() }
     });
     Applied { revision, at: SystemTime::now(), settings: rows.collect(), starts: starts.collect() }
 }
