@@ -25,7 +25,7 @@ use crate::{
     args,
     error::{Code, Failure},
     render::{show, table, wrap},
-    settings, view,
+    settings, state, view,
 };
 
 /// Peers whose paths are looked at; more would only repeat it.
@@ -227,6 +227,7 @@ impl Seen {
             let examined = examined.filter(|finding| finding.level == Level::Wrong);
             examined.cloned().unwrap_or_else(|| self.server(server))
         }));
+        findings.extend(self.examined.iter().filter(|finding| finding.check == "state").cloned());
         findings.push(self.udp());
         findings.extend(self.underlay_mtu());
         findings.extend(self.conditions());
@@ -615,6 +616,7 @@ async fn host(file: Option<&Path>) -> Vec<Finding> {
     };
     findings.extend(free_ports(&settings));
     findings.push(state_dir(&settings.state_dir.value));
+    findings.extend(exposed(&settings.state_dir.value));
     findings.push(name_servers().await);
     for peer in &settings.peers.value {
         findings.push(answers(peer).await);
@@ -710,6 +712,18 @@ fn state_dir(dir: &Path) -> Finding {
     }
 }
 
+/// What others have access to in the state directory.
+fn exposed(dir: &Path) -> Vec<Finding> {
+    let finding = |what: String| {
+        let (message, how) = what.split_once(": ").unwrap_or((&what, "close it"));
+        let remedy = format!(
+            "Close it by {how}; if somebody may have used it, stop the node and remove node.key: it makes another one."
+        );
+        Finding::bad("state", lower(message), remedy)
+    };
+    state::exposed(dir).into_iter().map(finding).collect()
+}
+
 /// Writes a file that nobody else has, and removes it.
 fn tempfile_in(dir: &Path) -> std::io::Result<()> {
     let path = dir.join(format!(".easynet-doctor-{}", std::process::id()));
@@ -777,14 +791,16 @@ async fn ask_udp(to: SocketAddr, question: &[u8], answer: &mut [u8]) -> Option<u
 /// When the node is shutting down.
 pub async fn examine(answers: &Answers) -> Result<Vec<Finding>, rpc::frame::Failure> {
     let servers = answers.facts.status(&answers.view().await?).servers;
-    let mut findings = Vec::new();
+    let mut findings = exposed(&answers.facts.state_dir);
+    let mut asked = 0;
     for start in &answers.facts.applied().starts {
         let is_silent = |server: &view::Server| {
             server.url == start.url && server.state == "connecting" && server.message.is_none()
         };
-        if findings.len() == STARTS_ASKED || !servers.iter().any(is_silent) {
+        if asked == STARTS_ASKED || !servers.iter().any(is_silent) {
             continue;
         }
+        asked += 1;
         // One that does not resolve says so itself.
         let Ok(found) = answers.resolver.addresses(&start.peer.host).await else { continue };
         let addrs = found.into_iter().map(|ip| SocketAddr::new(ip, start.peer.port)).collect();

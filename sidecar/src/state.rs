@@ -14,7 +14,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     net::Ipv4Addr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -63,7 +63,7 @@ pub struct State {
     kept: Kept,
     /// Held open for its lock.
     _lock: File,
-    /// Said once at the start: what was set aside.
+    /// Said once at the start: what others have access to, and what was set aside.
     pub warnings: Vec<String>,
 }
 
@@ -106,7 +106,7 @@ impl State {
             Err(fs::TryLockError::WouldBlock) => return Ok(None),
             Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let mut warnings = Vec::new();
+        let mut warnings = exposed(dir);
         let kept = match fs::read(dir.join(STATE)) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 let aside = set_aside(&dir.join(STATE));
@@ -246,6 +246,29 @@ impl State {
     }
 }
 
+/// What others than the owner can change or read of a state directory, a sentence each.
+pub fn exposed(dir: &Path) -> Vec<String> {
+    let mode =
+        |path: &Path| fs::metadata(path).ok().map(|found| found.permissions().mode() & 0o7777);
+    let mut found = Vec::new();
+    if let Some(mode) = mode(dir).filter(|mode| mode & 0o022 != 0) {
+        let dir = dir.display();
+        found.push(format!(
+            "Others can replace the key in {dir} (mode {mode:04o}): `chmod 700 {dir}`"
+        ));
+    }
+    // The others hold keys, too.
+    for path in [KEY, STATE, FEED].map(|name| dir.join(name)) {
+        if let Some(mode) = mode(&path).filter(|mode| mode & 0o077 != 0) {
+            let path = path.display();
+            found.push(format!(
+                "Others can use the keys in {path} (mode {mode:04o}): `chmod 600 {path}`"
+            ));
+        }
+    }
+    found
+}
+
 /// Whether a file of a state directory is one that a node makes; what else people keep there is theirs.
 fn is_ours(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
@@ -321,8 +344,6 @@ fn set_aside(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -382,13 +403,34 @@ mod tests {
     fn a_spoilt_state_file_is_set_aside_and_the_key_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let id = State::open(dir.path()).unwrap().identity().unwrap().node();
-        fs::write(dir.path().join("state.json"), b"{ half").unwrap();
+        write(&dir.path().join("state.json"), b"{ half").unwrap();
 
         let mut state = State::open(dir.path()).unwrap();
 
         assert_eq!(state.warnings.len(), 1);
         assert!(dir.path().join("state.corrupt-1").exists());
         assert_eq!(state.identity().unwrap().node(), id);
+    }
+
+    #[test]
+    fn what_others_have_access_to_is_warned_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("state");
+        State::open(&dir).unwrap().identity().unwrap();
+        let chmod = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        assert!(State::open(&dir).unwrap().warnings.is_empty());
+
+        chmod(&dir, 0o755);
+        assert!(exposed(&dir).is_empty(), "names are no secret");
+        chmod(&dir, 0o777);
+        chmod(&dir.join("node.key"), 0o644);
+
+        let warnings = State::open(&dir).unwrap().warnings;
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("(mode 0777): `chmod 700 "), "{warnings:?}");
+        assert!(warnings[1].contains("node.key (mode 0644): `chmod 600 "), "{warnings:?}");
     }
 
     #[test]

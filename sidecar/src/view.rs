@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -30,6 +31,7 @@ use crate::source::feed::Health;
 pub struct Facts {
     pub network: String,
     pub hostname: String,
+    pub state_dir: PathBuf,
     /// The TUN device, or why there is none.
     pub tun: ArcSwap<Result<Tun, String>>,
     pub listeners: Vec<Listener>,

@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output, Stdio},
     sync::mpsc,
@@ -859,6 +860,31 @@ fn a_firewall_that_drops_what_is_forwarded_is_named() {
     let found = doctor(&node, "forwarding");
     assert_eq!(found["level"], "wrong");
     assert!(found["remedy"].as_str().unwrap().contains("accept"), "{found}");
+}
+
+#[test]
+fn a_state_directory_that_is_open_to_others_is_warned_of() {
+    let mut lab = Lab::new();
+    let host = lab.public_host("m");
+    let mut node = Node::start(&lab, &host, "m", &[], "");
+    node.wait("ready", MOMENT);
+    node.stop();
+    let chmod = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    chmod(&node.state_dir(), 0o777);
+    chmod(&node.state_dir().join("node.key"), 0o644);
+    node.restart(&[], "");
+    node.wait("ready", MOMENT);
+
+    let log = node.log();
+    for what in ["state (mode 0777)", "node.key (mode 0644)"] {
+        assert!(log.lines().any(|line| line.contains(" WARN ") && line.contains(what)), "{log}");
+    }
+    let found = doctor(&node, "state");
+    assert_eq!(found["level"], "wrong", "{found}");
+    assert!(found["message"].as_str().unwrap().starts_with("others can replace the key in "));
+    assert!(found["remedy"].as_str().unwrap().contains("`chmod 700 "), "{found}");
 }
 
 #[test]

@@ -264,6 +264,7 @@ impl Begin {
         let facts = Arc::new(Facts {
             network,
             hostname: hostname.to_string(),
+            state_dir: settings.state_dir.value.clone(),
             tun: ArcSwap::from_pointee(match &tun {
                 Ok(tun) => Ok(tun_view(tun, &sockets, mtu)),
                 Err(problem) => Err(problem.clone()),

@@ -47,6 +47,9 @@ const ADDRESSES_WITHIN: Duration = Duration::from_secs(1);
 pub(super) async fn run(args: args::Server) -> Result<(), Failure> {
     let admission = admission(&args.allow)?;
     let mut state = State::open(&args.state_dir)?;
+    for warning in state.warnings.drain(..) {
+        tracing::warn!("{warning}");
+    }
     let identity = Arc::new(state.identity()?);
     let keys = identity.keys();
     let mut config = Config::open(identity, aead(), unix_now());
