@@ -24,7 +24,7 @@ use crate::{
     admin::{Answers, Request, ask, ask_within},
     args,
     error::{Code, Failure},
-    render::{show, table, wrap},
+    render::{COLUMNS, show, table, wrap},
     settings, state, view,
 };
 
@@ -32,8 +32,6 @@ use crate::{
 const PEERS_LOOKED_AT: usize = 16;
 /// Peers that are named; the others are counted.
 const PEERS_NAMED: usize = 8;
-/// Output fits this.
-const COLUMNS: usize = 100;
 /// A server on another continent answers within this, and twice.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1000);
 const ASKED: usize = 2;

@@ -6,6 +6,11 @@ use serde::Serialize;
 
 use crate::{args::Output, error::Failure};
 
+/// A table fits this, unless it is to be wide.
+pub const COLUMNS: usize = 100;
+/// Between the columns of a table.
+pub const GAP: usize = 2;
+
 /// Writes `value` as JSON or YAML, or the table that `table` makes of it.
 ///
 /// # Errors
@@ -75,7 +80,7 @@ fn plain(text: &str) -> String {
         .collect()
 }
 
-/// Columns, aligned, two spaces between.
+/// Columns, aligned.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     if rows.is_empty() {
         return format!("{}\n(none)", head.join("  "));
@@ -90,7 +95,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let padded: Vec<String> =
             cells.zip(&widths).map(|(cell, width)| format!("{:<width$}", plain(cell))).collect();
-        padded.join("  ").trim_end().to_owned()
+        padded.join(&" ".repeat(GAP)).trim_end().to_owned()
     };
     let mut lines = vec![line(&mut head.iter().copied())];
     if colour() {
@@ -113,6 +118,12 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Cuts a text into pieces of `width` columns, wherever that is.
+pub fn cut(text: &str, width: usize) -> Vec<String> {
+    let chars: Vec<char> = text.chars().collect();
+    chars.chunks(width).map(|piece| piece.iter().collect()).collect()
 }
 
 /// Names and values, a line each.
@@ -160,6 +171,7 @@ mod tests {
         assert_eq!(table(&["NAME", "N"], &rows), "NAME  N\na     1\nlong  22");
         assert_eq!(table(&["NAME", "N"], &[]), "NAME  N\n(none)");
         assert_eq!(wrap("a bb  ccc", 4), ["a bb", "ccc"]);
+        assert_eq!(cut("abcde", 2), ["ab", "cd", "e"]);
         assert_eq!(
             (bytes(999), bytes(1500), bytes(2_000_000)),
             ("999 B".into(), "1.5 kB".into(), "2.0 MB".into())

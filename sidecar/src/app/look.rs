@@ -9,7 +9,7 @@ use crate::{
     args::{self, Command, ConfigCommand, Events, Output, Ping, Status},
     doctor,
     error::{Code, Failure},
-    render::{self, bytes, listed, or_dash, pairs, show, show_next, table},
+    render::{self, COLUMNS, GAP, bytes, cut, listed, or_dash, pairs, show, show_next, table},
     view,
 };
 
@@ -50,7 +50,7 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Config(ConfigCommand::Show(look)) => {
             let rows: Vec<serde_json::Value> = ask(&look.admin, &Request::ConfigShow).await?;
-            show(&rows, look.output, |_| config_table(&rows))
+            show(&rows, look.output, |wide| config_table(&rows, wide))
         }
         Command::Retire(admin) => {
             let message: String = ask(&admin, &Request::Retire).await?;
@@ -443,15 +443,27 @@ fn kinds(counts: view::Kinds, show: impl Fn(u64) -> String) -> String {
     format!("{} direct, {} relayed", show(counts.direct), show(counts.relayed))
 }
 
-fn config_table(rows: &[serde_json::Value]) -> String {
+/// Of a list each item has a line; what is too long goes on on the next.
+fn config_table(rows: &[serde_json::Value], is_wide: bool) -> String {
     let text = |value: &serde_json::Value| match value.as_str() {
         Some(text) => text.to_owned(),
         None if value.is_null() => "-".to_owned(),
         None => value.to_string(),
     };
-    let rows: Vec<Vec<String>> = rows
-        .iter()
-        .map(|row| vec![text(&row["key"]), text(&row["value"]), text(&row["origin"])])
-        .collect();
-    table(&["KEY", "VALUE", "FROM"], &rows)
+    let longest = |name: &str| rows.iter().map(|row| text(&row[name]).chars().count()).max();
+    let others = longest("key").unwrap_or(0) + longest("origin").unwrap_or(0) + 2 * GAP;
+    let width = if is_wide { usize::MAX } else { COLUMNS.saturating_sub(others).max(20) };
+    let mut lines = Vec::new();
+    for row in rows {
+        let items = row["value"].as_array().map_or_else(
+            || vec![text(&row["value"])],
+            |items| items.iter().map(text).collect::<Vec<_>>(),
+        );
+        let items = if items.is_empty() { vec!["-".to_owned()] } else { items };
+        let pieces = items.iter().flat_map(|item| cut(item, width));
+        let heads = std::iter::once((text(&row["key"]), text(&row["origin"])));
+        let heads = heads.chain(std::iter::repeat_with(Default::default));
+        lines.extend(pieces.zip(heads).map(|(piece, (key, origin))| vec![key, piece, origin]));
+    }
+    table(&["KEY", "VALUE", "FROM"], &lines)
 }
