@@ -21,7 +21,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, Parser, error::ErrorKind};
 use data_encoding::BASE32_NOPAD;
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
@@ -65,18 +65,56 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// What only a leader runs ends within this.
 const LEADER_ENDS: Duration = Duration::from_secs(3);
 const ENDS: Duration = Duration::from_secs(5);
+/// The exit code of a usage error.
+const USAGE: u8 = 2;
 
 /// Parses the arguments, does what they say, and says how it went.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // Nothing can be said if even this fails.
+            if help || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                let _ = error.print();
+            } else {
+                say(&usage(&error, std::env::args().nth(1).as_deref()));
+            }
+            return if help { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
+        }
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nothing can be said if even this fails.
-            let _ = writeln!(std::io::stderr(), "error: {}", words(&error));
+            say(&words(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+fn say(error: &str) {
+    // Nothing can be said if even this fails.
+    let _ = writeln!(std::io::stderr(), "easynet-operator: {error}");
+}
+
+/// What the argument parser says, as `easynet` says it: one sentence what and one what to do. `first` is the first argument.
+fn usage(error: &clap::Error, first: Option<&str>) -> String {
+    let text = error.render().to_string();
+    let said = text.split("\nUsage:").next().unwrap_or_default();
+    let said = said.split("\nFor more information").next().unwrap_or_default();
+    let mut parts = said.trim_start_matches("error: ").split("\n\n").map(|part| {
+        let words = part.split_whitespace().collect::<Vec<_>>().join(" ");
+        words.trim_start_matches("tip: ").to_owned()
+    });
+    let what = parts.next().unwrap_or_default();
+    let tips: Vec<String> = parts.filter(|tip| !tip.is_empty()).collect();
+    let tips = if tips.is_empty() { String::new() } else { format!(" ({})", tips.join("; ")) };
+    let command = first.filter(|name| Cli::command().find_subcommand(name).is_some());
+    let command = command.map(|name| format!(" {name}")).unwrap_or_default();
+    let mut letters = what.chars();
+    let initial =
+        letters.next().map(|letter| letter.to_uppercase().to_string()).unwrap_or_default();
+    format!("{initial}{}{tips}. See `easynet-operator{command} --help`.", letters.as_str())
 }
 
 /// What went wrong and why, without what a cause says again of its own cause.
@@ -544,4 +582,36 @@ fn seed() -> anyhow::Result<[u8; 32]> {
         .fill(&mut seed)
         .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
     Ok(seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_is_a_sentence_what_and_one_what_to_do() {
+        let said = |args: &[&str]| {
+            let error = Cli::try_parse_from([&["easynet-operator"], args].concat()).unwrap_err();
+            usage(&error, args.first().copied())
+        };
+
+        assert_eq!(
+            said(&["frob"]),
+            "Unrecognized subcommand 'frob'. See `easynet-operator --help`."
+        );
+        assert_eq!(
+            said(&["retire", "--frob"]),
+            "Unexpected argument '--frob' found. See `easynet-operator retire --help`."
+        );
+        assert_eq!(
+            said(&["join", "prod", "--cluster-name", "B"]),
+            "Invalid value 'B' for '--cluster-name <NAME>': write at most 63 lower-case letters, digits and dashes. \
+             See `easynet-operator join --help`."
+        );
+        assert_eq!(
+            said(&["join", "prod"]),
+            "The following required arguments were not provided: --cluster-name <NAME>. \
+             See `easynet-operator join --help`."
+        );
+    }
 }
