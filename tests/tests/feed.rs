@@ -397,7 +397,8 @@ async fn a_member_takes_of_what_a_later_server_says_what_it_knows() {
     sidecar["colour"] = json!({"of": ["sea"]});
     sidecar["node"]["mood"] = json!("calm");
     sidecar["exports"][0]["weight"] = json!(7);
-    sidecar["exports"][0]["masquerade"] = json!("thrice");
+    let odd = json!({"cidr": "10.99.0.0/24", "masquerade": "thrice"});
+    sidecar["exports"].as_array_mut().unwrap().push(odd);
     sidecar["peers"].as_array_mut().unwrap().push(json!("quic://192.0.2.9:11010"));
     sidecar["transport"] = json!({"mtu": 1400, "punch": "somewhat", "pace": 3});
     let (certificate, attributes) = (known.certificate.as_ref(), known.attributes.as_ref());

@@ -9,7 +9,7 @@ use crate::{
     merge::{Origin, Partial, Sourced},
     sidecar::Imports,
     tree::{self, Node, Value},
-    value::{Export, ImportMode, Invalid},
+    value::{Export, ImportMode, Invalid, Listen, P2p, Punch},
 };
 
 /// Something wrong with a file.
@@ -111,8 +111,8 @@ impl Check {
                 }
                 "network" => self.network(node, &mut partial),
                 "node" => self.node(node, &mut partial),
-                "listen" => partial.listen = self.list(node, "listen"),
-                "peers" => partial.peers = self.list(node, "peers"),
+                "listen" => partial.listen = self.list(node, "listen", &[Listen::None]),
+                "peers" => partial.peers = self.list(node, "peers", &[]),
                 "exports" => partial.exports = self.exports(node),
                 "imports" => partial.imports = Some(self.imports(node)),
                 "protected" => partial.protected = self.cidrs(node, "protected"),
@@ -177,8 +177,10 @@ impl Check {
         for (key, node) in self.map(node, "transport", &["mtu", "p2p", "punch"]) {
             match key {
                 "mtu" => partial.mtu = self.parsed(node, "transport.mtu"),
-                "p2p" => partial.p2p = self.choice(node, "transport.p2p"),
-                _ => partial.punch = self.choice(node, "transport.punch"),
+                "p2p" => {
+                    partial.p2p = self.choice(node, "transport.p2p", Some(P2p::RelayOnly));
+                }
+                _ => partial.punch = self.choice(node, "transport.punch", Some(Punch::Off)),
             }
         }
     }
@@ -189,7 +191,7 @@ impl Check {
         for (index, item) in items.iter().enumerate() {
             let path = format!("exports[{index}]");
             let (mut cidr, mut map_to, mut masquerade) = (None, None, None);
-            let mut is_there = false;
+            let (mut is_there, mut is_clear) = (false, true);
             for (key, node) in self.map(item, &path, &["cidr", "mapTo", "masquerade"]) {
                 match key {
                     "cidr" => {
@@ -197,7 +199,10 @@ impl Check {
                         cidr = self.subnet(node, &format!("{path}.cidr"));
                     }
                     "mapTo" => map_to = self.subnet(node, &format!("{path}.mapTo")),
-                    _ => masquerade = self.choice(node, &format!("{path}.masquerade")),
+                    _ => {
+                        masquerade = self.choice(node, &format!("{path}.masquerade"), None);
+                        is_clear = masquerade.is_some() || !self.is_lenient();
+                    }
                 }
             }
             let Some(cidr) = cidr else {
@@ -211,6 +216,8 @@ impl Check {
                     let message = format!("{} is exported twice", export.announced());
                     self.problem(item, &path, message);
                 }
+                // Announced is only what is served as it is meant.
+                Ok(_) if !is_clear => {}
                 Ok(export) => exports.push(Export {
                     masquerade: masquerade.map_or(export.masquerade, |said| said.value),
                     ..export
@@ -225,8 +232,9 @@ impl Check {
         let mut imports = Imports::default();
         for (key, node) in self.map(node, "imports", &["mode", "cidrs"]) {
             if key == "mode" {
-                let unknown = if self.is_lenient() { ImportMode::None } else { imports.mode };
-                imports.mode = self.choice(node, "imports.mode").map_or(unknown, |s| s.value);
+                if let Some(mode) = self.choice(node, "imports.mode", Some(ImportMode::None)) {
+                    imports.mode = mode.value;
+                }
             } else if let Some(cidrs) = self.cidrs(node, "imports.cidrs") {
                 imports.cidrs = cidrs.value;
             }
@@ -253,18 +261,20 @@ impl Check {
         Some(net.value)
     }
 
-    fn list<T: FromStr<Err = Invalid>>(
+    /// Of several words or forms; `none` stands for a list in which nothing is known.
+    fn list<T: FromStr<Err = Invalid> + Clone>(
         &mut self,
         node: &Node,
         path: &str,
+        none: &[T],
     ) -> Option<Sourced<Vec<T>>> {
         let items = self.items(node, path)?;
         let parsed = items.iter().enumerate().filter_map(|(index, item)| {
-            self.choice(item, &format!("{path}[{index}]")).map(|sourced| sourced.value)
+            self.choice(item, &format!("{path}[{index}]"), None).map(|sourced| sourced.value)
         });
         let parsed: Vec<T> = parsed.collect();
-        // Of a list in which nothing is known nothing was said.
-        (!parsed.is_empty() || items.is_empty()).then(|| self.said(parsed))
+        let is_known = !parsed.is_empty() || items.is_empty();
+        Some(self.said(if is_known { parsed } else { none.to_vec() }))
     }
 
     fn items<'a>(&mut self, node: &'a Node, path: &str) -> Option<&'a [Node]> {
@@ -312,10 +322,17 @@ impl Check {
         }
     }
 
-    /// One of several words or forms, to which later versions may add.
-    fn choice<T: FromStr<Err = Invalid>>(&mut self, node: &Node, path: &str) -> Option<Sourced<T>> {
+    /// One of several words or forms, to which later versions may add; `narrowest` is the one that opens nothing.
+    fn choice<T: FromStr<Err = Invalid>>(
+        &mut self,
+        node: &Node,
+        path: &str,
+        narrowest: Option<T>,
+    ) -> Option<Sourced<T>> {
         match &node.value {
-            Value::Scalar(text) if self.is_lenient() && text.parse::<T>().is_err() => None,
+            Value::Scalar(text) if self.is_lenient() && text.parse::<T>().is_err() => {
+                narrowest.map(|value| self.said(value))
+            }
             Value::Scalar(_) | Value::List(_) | Value::Map(_) => self.parsed(node, path),
         }
     }

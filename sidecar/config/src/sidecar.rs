@@ -211,26 +211,28 @@ mod tests {
     }
 
     #[test]
-    fn words_of_a_later_version_are_passed_over_and_what_restricts_is_not_widened() {
+    fn words_of_a_later_version_are_passed_over_and_open_nothing() {
         let later = r#"{"apiVersion": "config.easynet.io/v1alpha1", "kind": "Sidecar",
             "transport": {"mtu": 1400, "p2p": "sometimes", "punch": "off"},
             "listen": [11010, "quic://0.0.0.0:11010"],
             "peers": ["quic://192.0.2.1:11010", "udp://192.0.2.2:11010?colour=red", "udp://192.0.2.3:11010"],
-            "exports": [{"cidr": "10.0.0.0/24", "masquerade": "thrice"}],
+            "exports": [{"cidr": "10.0.0.0/24", "masquerade": "thrice"}, {"cidr": "10.0.1.0/24"}],
             "imports": {"mode": "signed", "cidrs": ["10.1.0.0/16"]}}"#;
 
         let settings = parse_delivered(later).unwrap().settle();
 
-        assert_eq!(settings.p2p.value, P2p::On);
+        assert_eq!(settings.p2p.value, P2p::RelayOnly);
         assert_eq!(settings.punch.value, Punch::Off);
         assert_eq!(settings.listen.value, [Listen::Port(11010)]);
         assert_eq!(settings.peers.value, [net("udp://192.0.2.3:11010")]);
-        assert_eq!(settings.exports.value, [net("10.0.0.0/24")]);
+        assert_eq!(settings.exports.value, [net("10.0.1.0/24")]);
         assert_eq!(settings.imports.value.mode, ImportMode::None);
 
         let nothing_known = r#"{"apiVersion": "config.easynet.io/v1alpha1", "kind": "Sidecar",
-            "listen": ["quic://0.0.0.0:11010"]}"#;
-        assert_eq!(parse_delivered(nothing_known), Ok(Partial::default()));
+            "transport": {"punch": "gently"}, "listen": ["quic://0.0.0.0:11010"]}"#;
+        let settings = parse_delivered(nothing_known).unwrap().settle();
+        assert_eq!(settings.punch.value, Punch::Off);
+        assert_eq!(settings.listen.value, [Listen::None]);
         // A person's own file is another matter.
         assert_eq!(crate::parse(later).unwrap_err().len(), 6);
     }
