@@ -1,7 +1,7 @@
 //! Whose clock is wrong.
 //!
-//! A member says once per session what its clock shows; from then on both clocks run alike. What a later look finds was set on this
-//! machine: a member whose own clock is set begins another session.
+//! A member says what its clock shows when it enrols and with every status; in between both clocks run alike. What a look finds was set
+//! on this machine, or said anew.
 
 use std::time::Instant;
 
@@ -9,6 +9,8 @@ use session::feed::Clock;
 
 /// Clocks may differ by this much, as `easynet doctor` has it too. At ten minutes certificates are not taken any more.
 const TOLERANCE_S: u64 = 60;
+/// Who was told of is right again below this: clocks are compared by whole seconds, and one at the bound must not come and go.
+const RIGHT_S: u64 = 45;
 /// What is told is told again when it is so far off.
 const SHIFT_S: u64 = 30;
 
@@ -25,10 +27,16 @@ impl Watched {
         (said != 0).then(|| Self { clock: Clock::new(said, now), told: 0 })
     }
 
+    /// The member's clock shows `said` now.
+    pub fn said(&mut self, said: u64, now: Instant) {
+        self.clock = Clock::new(said, now);
+    }
+
     /// Seconds that the member's clock is ahead of this one, which shows `unix`, if that is news; 0 is not worth a word.
     pub fn look(&mut self, unix: u64, now: Instant) -> Option<i64> {
+        let most = if self.told == 0 { TOLERANCE_S } else { RIGHT_S };
         let ahead = Some(self.clock.ahead(unix, now));
-        let ahead = ahead.filter(|ahead| ahead.unsigned_abs() > TOLERANCE_S).unwrap_or(0);
+        let ahead = ahead.filter(|ahead| ahead.unsigned_abs() > most).unwrap_or(0);
         let is_news = (ahead == 0) != (self.told == 0) || ahead.abs_diff(self.told) > SHIFT_S;
         is_news.then(|| {
             self.told = ahead;
@@ -66,6 +74,32 @@ mod tests {
         }
 
         assert_eq!(told, [-3600, -3480, 0, 100]);
+    }
+
+    #[test]
+    fn a_clock_at_the_bound_does_not_come_and_go() {
+        let began = Instant::now();
+        let mut clock = Watched::new(NOW + 60, began).unwrap();
+        // Sub-second phases make it look 60 and 61 s ahead in turns, whole seconds further on.
+        let told: Vec<i64> = (0..40)
+            .filter_map(|look| {
+                let unix = NOW + look * 15 / 10 - look % 2;
+                clock.look(unix, began + Duration::from_millis(look * 1_500))
+            })
+            .collect();
+
+        assert!(told.len() <= 1, "{told:?}");
+    }
+
+    #[test]
+    fn a_clock_that_was_slewed_is_right_once_it_says_so() {
+        let began = Instant::now();
+        let mut clock = Watched::new(NOW + 90, began).unwrap();
+        assert_eq!(clock.look(NOW, began), Some(90));
+
+        let later = began + Duration::from_secs(600);
+        clock.said(NOW + 601, later);
+        assert_eq!(clock.look(NOW + 600, later), Some(0));
     }
 
     #[test]

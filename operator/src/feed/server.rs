@@ -589,6 +589,7 @@ impl Session {
             STATUS => {
                 let status = Status::decode(&*frame.body).map_err(|_| malformed())?;
                 self.take_status(status, now);
+                self.judge_clock(now);
             }
             _ => {
                 let retire = self.member.as_ref().is_some_and(|somebody| somebody.retires());
@@ -603,6 +604,13 @@ impl Session {
 
     fn take_status(&mut self, mut status: Status, now: Instant) {
         let Some(somebody) = &mut self.member else { return };
+        // The time is no part of how the node is, or each would be news.
+        let said = std::mem::take(&mut status.unix_s);
+        match &mut somebody.clock {
+            Some(clock) if said != 0 => clock.said(said, now),
+            Some(_) => {}
+            None => somebody.clock = clock::Watched::new(said, now),
+        }
         if let Some(mut held) = somebody.held.take() {
             held.transitions.append(&mut status.transitions);
             status.transitions = held.transitions;

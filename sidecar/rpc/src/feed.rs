@@ -181,6 +181,9 @@ pub struct Status {
     /// Ports that the node listens on, in the order of its configuration.
     #[prost(uint32, repeated, tag = "14")]
     pub ports: Vec<u32>,
+    /// Unix seconds as the member's clock has it; members of an earlier version say 0.
+    #[prost(uint64, tag = "15")]
+    pub unix_s: u64,
 }
 
 /// Peers by how they are reached.

@@ -536,7 +536,11 @@ impl<'a> Connection<'a> {
         }
         if let Some(status) = status {
             self.status_sent = Some(now);
-            self.call(STATUS, Status { transitions, ..status }.encode_to_vec(), now);
+            self.call(
+                STATUS,
+                Status { transitions, unix_s: unix_now(), ..status }.encode_to_vec(),
+                now,
+            );
         }
         if let Some(answer) = leaving {
             let call = self.call(LEAVING, Leaving {}.encode_to_vec(), now);

@@ -90,6 +90,8 @@ fn status(view: &View, facts: &Facts, revision: u64) -> Status {
     ports.dedup();
     let peers = seen.peers;
     Status {
+        // Said when it is sent.
+        unix_s: 0,
         revision,
         addresses: snapshot.addresses.iter().map(|net| net.addr().to_string()).collect(),
         ready: view.host.applied,
