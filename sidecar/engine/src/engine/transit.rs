@@ -20,6 +20,15 @@ impl Engine {
             return;
         }
         let candidates = self.transit_candidates(now);
+        let gone: Vec<NodeId> = self
+            .peers
+            .iter()
+            .filter(|(node, peer)| peer.chosen && !candidates.iter().any(|one| one.node == **node))
+            .map(|(node, _)| *node)
+            .collect();
+        for node in gone {
+            self.unlink(node, "it carries for others no more", now);
+        }
         let Plan { link, unlink } = self.nearest.plan(&candidates, now);
         for node in link {
             if let Some(peer) = self.peers.get_mut(&node) {
@@ -28,7 +37,7 @@ impl Engine {
             self.link_if_neighbour(node, now);
         }
         if let Some(node) = unlink {
-            self.unlink(node, now);
+            self.unlink(node, "others are nearer", now);
         }
     }
 
@@ -50,14 +59,14 @@ impl Engine {
     }
 
     /// Gives up a link that was chosen; it stays if the far end, or the configuration, wants it.
-    fn unlink(&mut self, node: NodeId, now: Instant) {
+    fn unlink(&mut self, node: NodeId, why: &str, now: Instant) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.chosen = false;
         if self.wants_link(node) || self.peers.get(&node).is_some_and(|peer| peer.linked_by_peer) {
             return;
         }
         self.say_goodbye(node, now);
-        self.link_down(node, "others are nearer", now);
+        self.link_down(node, why, now);
     }
 
     /// Whether the link is kept for our own sake.

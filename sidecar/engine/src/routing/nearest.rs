@@ -12,8 +12,8 @@ use wire::id::NodeId;
 
 /// Links that a node keeps with such members.
 pub const LINKS: usize = 3;
-/// Who declined is asked again after this.
-const RETRY: Duration = Duration::from_secs(60);
+/// Who declined is asked again after this: each time the link is told to the whole network, and that it is not there.
+const RETRY: Duration = Duration::from_secs(1800);
 /// At most one link changes its place in this time: whoever changes a link tells the whole network.
 const CALM: Duration = Duration::from_secs(60);
 /// Nearer is who is so by both of these.
@@ -48,7 +48,7 @@ pub struct Nearest {
 }
 
 impl Nearest {
-    /// `node` wants no link with us, or had to be given up: others come first for a while.
+    /// `node` wants no link with us: others come first for a while.
     pub fn declined(&mut self, node: NodeId, now: Instant) {
         self.declined.insert(node, now);
     }
