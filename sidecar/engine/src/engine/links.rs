@@ -488,6 +488,8 @@ impl Engine {
         self.fib_dirty = true;
         if adjacency.server {
             self.node_lsa.changed(now);
+        }
+        if adjacency.server && adjacency.registered {
             self.notice(Notice::new(
                 NoticeKind::ServerLost,
                 Some(node),
@@ -541,11 +543,6 @@ impl Engine {
         if self.home(node).is_none() {
             return;
         }
-        self.notice(Notice::new(
-            NoticeKind::ServerLost,
-            Some(node),
-            "The public server is going away",
-        ));
         self.link_down(node, "it is going away", now);
         // It may be back soon, and then knows nothing of this session.
         self.drop_peer_sessions(node, now);

@@ -125,6 +125,10 @@ impl Engine {
             .flatten()
             .map(|wanted| now.saturating_duration_since(wanted));
         let message = match after {
+            Some(_) if before == after && reason == path::Reason::Suspect => {
+                "The path answers nothing"
+            }
+            Some(_) if before == after => "The path answers again",
             Some(Way::Direct(_)) => "Direct path carries the traffic",
             Some(Way::Relayed(_)) => "A relay carries the traffic",
             None => "No path is left",
