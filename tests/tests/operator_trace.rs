@@ -90,5 +90,6 @@ impl Trace {
         assert!(self.statuses("EasyNetwork").all(|status| status.attributes["name"] == "prod"));
         let is_of_a_node = |status: &Span| status.attributes["name"].starts_with("prod-node-");
         assert!(self.statuses("EasyPeer").all(is_of_a_node), "{:#?}", self.spans);
+        assert!(self.statuses("EasyPeer").next().is_some(), "{:#?}", self.spans);
     }
 }

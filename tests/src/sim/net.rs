@@ -159,7 +159,7 @@ pub struct Uplink {
 }
 
 /// One direction of a link. What crosses is computed when it is sent, so that a packet from nearby may be looked at after one
-/// from far away and yet enter before it: then it does not wait for that one.
+/// from far away and yet enter before it: then it does not wait for that one, unless the link has a rate, whose queue is in the order of sending.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     busy_until: SimTime,

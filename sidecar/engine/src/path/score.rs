@@ -24,8 +24,9 @@ const MARGIN_PERCENT: u32 = 10;
 /// A direct path is preferred to a relay unless it is worse by both of these.
 const RELAY_MARGIN: Duration = Duration::from_millis(30);
 const RELAY_MARGIN_PERCENT: u32 = 30;
-/// As long as there are no more samples than these, one that is less counts alone: the first packets of a path wait for
-/// neighbours to be found and radios to wake, and behind what a new session has to say, a punch plan's whole volley among them.
+/// As long as there are no more samples than these, one that is less by more than they vary counts alone: the first packets of a
+/// path wait for neighbours to be found and radios to wake, and behind what a new session has to say, a punch plan's whole volley
+/// among them.
 const EARLY: u32 = 16;
 /// What losing every probe would cost; loss is scaled by it.
 const LOSS: Duration = Duration::from_millis(500);
@@ -75,7 +76,7 @@ impl Estimate {
         self.samples = self.samples.saturating_add(1);
         self.rtt = Some(match self.rtt {
             None => (sample, sample / 8),
-            Some((rtt, _)) if self.samples <= EARLY && sample < rtt => (sample, sample / 8),
+            Some((rtt, var)) if self.samples <= EARLY && sample + var < rtt => (sample, sample / 8),
             Some((rtt, var)) => ((rtt * 7 + sample) / 8, (var * 3 + rtt.abs_diff(sample)) / 4),
         });
     }
