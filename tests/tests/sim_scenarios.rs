@@ -140,6 +140,48 @@ fn each_member_keeps_links_with_the_three_nearest_that_carry_and_replaces_who_di
 }
 
 #[test]
+fn a_link_with_one_that_carries_no_more_is_given_up_by_both_ends() {
+    let mut mesh = Mesh::new(8).servers(2).node(Site::Public).nodes(3, edges![100 % HomeNat]);
+    mesh.stop(0);
+    mesh.post_mut(0).member.transit = true;
+    mesh.start(0);
+    let linked = |mesh: &Mesh, number: usize, other: usize| {
+        mesh.snapshot(number).unwrap().links.contains(&mesh.id(other))
+    };
+    let talk = |mesh: &mut Mesh| mesh.talk(&[(1, 0), (2, 0), (3, 0)], 200.ms(), 15.s());
+    talk(&mut mesh);
+    assert!((1..4).all(|number| linked(&mesh, number, 0) && linked(&mesh, 0, number)));
+    assert!(!linked(&mesh, 1, 2), "neither carries");
+
+    // Back within what a hello may take, so that no link goes down by itself.
+    mesh.stop(0);
+    mesh.post_mut(0).member.transit = false;
+    mesh.start(0);
+    talk(&mut mesh);
+    mesh.run_for(60.s());
+
+    for number in 1..4 {
+        assert!(!linked(&mesh, number, 0), "{number} keeps it");
+        assert!(!linked(&mesh, 0, number), "it keeps {number}");
+        assert_eq!(mesh.state(number, 0), PeerState::Direct, "the session goes on");
+    }
+    mesh.run_until(converged, 10.s()).expect("all know");
+}
+
+#[test]
+fn a_link_that_the_configuration_names_needs_nobody_who_carries() {
+    let mut mesh = Mesh::new(9).servers(0).node(Site::Public).node_at(Site::HomeNat, &[0]);
+    let linked = |mesh: &Mesh, number: usize, other: usize| {
+        mesh.snapshot(number).unwrap().links.contains(&mesh.id(other))
+    };
+    mesh.run_until(|mesh| mesh.state(1, 0) == PeerState::Direct, 10.s()).expect("they meet");
+
+    mesh.run_for(300.s());
+
+    assert!(linked(&mesh, 1, 0) && linked(&mesh, 0, 1));
+}
+
+#[test]
 fn who_leaves_is_gone_at_once_and_forgotten_later() {
     let mut mesh = Mesh::new(4).servers(2).nodes(6, edges![50 % HomeNat, 50 % Public]);
     mesh.run_for(2.s());
