@@ -280,7 +280,9 @@ fn metrics_are_there_and_true() {
     assert!((5.0..50.0).contains(&packets), "{packets}");
     assert!(value("easynet_bytes_total{direction=\"rx\",kind=\"direct\"}") > 0.0);
     assert!(metrics.contains("# TYPE easynet_drops counter"));
-    assert_eq!(value("easynet_queue_length{queue=\"punt_control\"}"), 0.0);
+    // Bytes: nothing piles up, but a record may be under way.
+    let queued = value("easynet_queue_length{queue=\"punt_control\"}");
+    assert!(queued < 2048.0, "{queued}");
     assert_eq!(
         value("easynet_lsdb_entries"),
         world.a.json("stats")["lsdb_entries"].as_f64().unwrap()
