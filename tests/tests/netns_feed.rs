@@ -273,6 +273,14 @@ impl Agent {
     }
 }
 
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn until(within: Duration, what: &str, good: impl Fn() -> bool) -> Duration {
     let began = Instant::now();
     while !good() {
