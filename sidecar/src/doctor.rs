@@ -712,12 +712,11 @@ fn state_dir(dir: &Path) -> Finding {
 
 /// What others have access to in the state directory.
 fn exposed(dir: &Path) -> Vec<Finding> {
-    let finding = |what: String| {
-        let (message, how) = what.split_once(": ").unwrap_or((&what, "close it"));
+    let finding = |state::Exposed { what, remedy }| {
         let remedy = format!(
-            "Close it by {how}; if somebody may have used it, stop the node and remove node.key: it makes another one."
+            "Close it by {remedy}; if somebody may have used it, stop the node and remove node.key: it makes another one."
         );
-        Finding::bad("state", lower(message), remedy)
+        Finding::bad("state", lower(&what), remedy)
     };
     state::exposed(dir).into_iter().map(finding).collect()
 }

@@ -106,7 +106,9 @@ impl State {
             Err(fs::TryLockError::WouldBlock) => return Ok(None),
             Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let mut warnings = exposed(dir);
+        let exposed = exposed(dir).into_iter();
+        let mut warnings: Vec<String> =
+            exposed.map(|Exposed { what, remedy }| format!("{what}: {remedy}")).collect();
         let kept = match fs::read(dir.join(STATE)) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 let aside = set_aside(&dir.join(STATE));
@@ -246,24 +248,34 @@ impl State {
     }
 }
 
-/// What others than the owner can change or read of a state directory, a sentence each.
-pub fn exposed(dir: &Path) -> Vec<String> {
+/// What others than the owner can do with a state directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exposed {
+    pub what: String,
+    /// The command that ends it.
+    pub remedy: String,
+}
+
+/// What others than the owner can change or read of a state directory.
+pub fn exposed(dir: &Path) -> Vec<Exposed> {
     let mode =
         |path: &Path| fs::metadata(path).ok().map(|found| found.permissions().mode() & 0o7777);
     let mut found = Vec::new();
     if let Some(mode) = mode(dir).filter(|mode| mode & 0o022 != 0) {
         let dir = dir.display();
-        found.push(format!(
-            "Others can replace the key in {dir} (mode {mode:04o}): `chmod 700 {dir}`"
-        ));
+        found.push(Exposed {
+            what: format!("Others can replace the key in {dir} (mode {mode:04o})"),
+            remedy: format!("`chmod 700 {dir}`"),
+        });
     }
     // The others hold keys, too.
     for path in [KEY, STATE, FEED].map(|name| dir.join(name)) {
         if let Some(mode) = mode(&path).filter(|mode| mode & 0o077 != 0) {
             let path = path.display();
-            found.push(format!(
-                "Others can use the keys in {path} (mode {mode:04o}): `chmod 600 {path}`"
-            ));
+            found.push(Exposed {
+                what: format!("Others can use the keys in {path} (mode {mode:04o})"),
+                remedy: format!("`chmod 600 {path}`"),
+            });
         }
     }
     found

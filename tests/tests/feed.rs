@@ -630,9 +630,9 @@ impl Raw {
     }
 
     async fn flush(&mut self) {
-        while let Some(bytes) = self.feed.poll_transmit() {
-            self.stream.write_all(&bytes).await.unwrap();
-        }
+        self.stream.write_all(self.feed.unsent()).await.unwrap();
+        let count = self.feed.unsent().len();
+        self.feed.handle_sent(count);
     }
 
     async fn read(&mut self) {

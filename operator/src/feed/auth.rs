@@ -10,8 +10,8 @@
 //! - for the role of a pod: whoever the ServiceAccount is. Whether that pod is a member stands in the table.
 //!
 //! The pod of a node's token is looked up in the index first, so that an agent costs one request. The index may be behind, so it can
-//! only say yes: a pod that it does not know, or not as an agent's, is asked for. That the pod exists, the API server said of the token, from
-//! what it remembers of tokens for some seconds: for so long a pod that was deleted a moment ago may still enrol.
+//! only say yes: a pod that it does not know, or not as an agent's, is asked for. That the pod exists, the API server said of the
+//! token, from what it remembers of tokens for some seconds: for so long a pod that was deleted a moment ago may still enrol.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

@@ -41,8 +41,8 @@ pub fn parse(text: &str) -> Result<Partial, Vec<Problem>> {
 }
 
 /// Reads what a configuration server delivered, as JSON or YAML. The server may be of a later version, so what is not known is passed
-/// over: keys, words where there is a choice of some, and peers and listeners of a new kind. Of what others announce nothing is
-/// taken if the word for what is to be taken is a new one. Passed over is also what is the machine's own business (paths and sockets).
+/// over: keys, and peers, listeners and exports with a word that is new; of any other new word the narrowest that is known stands in its
+/// place. Passed over is also what is the machine's own business (paths and sockets).
 ///
 /// # Errors
 /// Everything that is wrong with the rest, in the order of the text.
@@ -177,9 +177,7 @@ impl Check {
         for (key, node) in self.map(node, "transport", &["mtu", "p2p", "punch"]) {
             match key {
                 "mtu" => partial.mtu = self.parsed(node, "transport.mtu"),
-                "p2p" => {
-                    partial.p2p = self.choice(node, "transport.p2p", Some(P2p::RelayOnly));
-                }
+                "p2p" => partial.p2p = self.choice(node, "transport.p2p", Some(P2p::RelayOnly)),
                 _ => partial.punch = self.choice(node, "transport.punch", Some(Punch::Off)),
             }
         }

@@ -334,11 +334,6 @@ impl Feed {
         }
     }
 
-    /// All of them, for whoever needs no part of them.
-    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
-        (!self.outgoing.is_empty()).then(|| std::mem::take(&mut self.outgoing))
-    }
-
     /// The other side's stream as far as it came; the reader takes off its front what it understands.
     pub fn received(&mut self) -> &mut Vec<u8> {
         &mut self.received

@@ -26,22 +26,12 @@ impl Doors {
         token: Option<&Secret>,
         patience: Instant,
     ) -> Result<Self, Failure> {
-        let admin = loop {
-            match admin::Door::bind(&settings.admin.value, token).await {
-                Err(_) if Instant::now() < patience => {}
-                outcome => break outcome?,
-            }
-            tokio::time::sleep(PREDECESSOR_LOOK).await;
+        let admin = patiently(patience, || admin::Door::bind(&settings.admin.value, token)).await?;
+        let metrics = match settings.metrics.value {
+            Some(addr) => Some(patiently(patience, || metrics::Door::bind(addr)).await?),
+            None => None,
         };
-        let Some(addr) = settings.metrics.value else { return Ok(Self { admin, metrics: None }) };
-        let metrics = loop {
-            match metrics::Door::bind(addr).await {
-                Err(_) if Instant::now() < patience => {}
-                outcome => break outcome?,
-            }
-            tokio::time::sleep(PREDECESSOR_LOOK).await;
-        };
-        Ok(Self { admin, metrics: Some(metrics) })
+        Ok(Self { admin, metrics })
     }
 
     /// Answers from now on, and says where if that is not known before.
@@ -54,5 +44,17 @@ impl Doors {
         render::print(&format!("metrics {}", metrics.local()))?;
         metrics.open(metrics::Source::Node(answers.clone()), group);
         Ok(())
+    }
+}
+
+async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
+    patience: Instant,
+    bind: impl Fn() -> F,
+) -> Result<T, Failure> {
+    loop {
+        match bind().await {
+            Err(_) if Instant::now() < patience => tokio::time::sleep(PREDECESSOR_LOOK).await,
+            outcome => return outcome,
+        }
     }
 }
