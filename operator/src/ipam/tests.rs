@@ -45,8 +45,9 @@ impl Case {
         let mut next = self.clone();
         next.records.retain(|record| !self.wanted.contains(&record.owner));
         for (owner, address) in &allocation.addresses {
-            let old = self.records.iter().find(|r| r.owner == *owner && r.address == *address);
-            let since = old.map_or(self.now, |record| record.since);
+            // The allocation keeps the oldest record of who has several of one address.
+            let old = self.records.iter().filter(|r| r.owner == *owner && r.address == *address);
+            let since = old.map(|record| record.since).min().unwrap_or(self.now);
             next.records.push(record(owner, *address, since));
         }
         next.lost = allocation.lost.iter().map(|(block, (_, seen))| (*block, *seen)).collect();
