@@ -503,7 +503,7 @@ impl Facts {
                     RouteState::Rejected => "rejected",
                 }
                 .to_owned(),
-                reason: Some(route.reason.clone()).filter(|reason| !reason.is_empty()),
+                reason: Some(route.reason.to_string()).filter(|reason| !reason.is_empty()),
             })
             .collect()
     }
@@ -683,7 +683,6 @@ fn live(live: &snapshot::Live) -> std::collections::BTreeMap<String, usize> {
         held_packets,
         lsas,
         indices,
-        short_ids,
         punches,
         pulls,
     } = *live;
@@ -695,7 +694,6 @@ fn live(live: &snapshot::Live) -> std::collections::BTreeMap<String, usize> {
         ("held_packets", held_packets),
         ("lsas", lsas),
         ("indices", indices),
-        ("short_ids", short_ids),
         ("punches", punches),
         ("pulls", pulls),
     ]

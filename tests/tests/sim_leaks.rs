@@ -105,6 +105,5 @@ fn lesser(a: Live, b: Live) -> Live {
         indices: a.indices.min(b.indices),
         punches: a.punches.min(b.punches),
         pulls: a.pulls.min(b.pulls),
-        short_ids: a.short_ids.min(b.short_ids),
     }
 }

@@ -19,8 +19,8 @@ const WHOLE: usize = 100;
 #[test]
 fn a_thousand_nodes_meet_rest_churn_and_part() {
     let mut run = Run::new(NODES, WHOLE, 1);
-    let (learnt_in, memory) = run.join();
-    told(&format!("the whole ones knew all after {learnt_in:?}; {} KiB per node", memory / 1024));
+    let learnt_in = run.join();
+    told(&format!("the whole ones knew all after {learnt_in:?}"));
     assert!(learnt_in < 30.s(), "{learnt_in:?}");
     settle(&mut run.mesh);
 
@@ -47,6 +47,10 @@ fn a_thousand_nodes_meet_rest_churn_and_part() {
     let p99 = times[times.len() * 99 / 100];
     told(&format!("{} talkers found the other way, p99 {p99:?}", times.len()));
     assert!(p99 <= 2.s(), "{times:?}");
+
+    let memory = run.memory();
+    told(&format!("{} kB per node, {} B per member", memory / 1000, memory / NODES as u64));
+    assert!(memory > 0 && memory <= 2_200 * NODES as u64, "{memory}");
 }
 
 /// Runs until all is as it should be; to look at all of it takes longer than a second of the mesh's time.

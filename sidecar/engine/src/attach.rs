@@ -2,7 +2,7 @@
 //!
 //! Changes travel as deltas with a running number and a digest of the whole; a replica whose digest differs asks for the list.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use wire::{
     control::{Attach, AttachChange},
@@ -102,7 +102,8 @@ impl Attached {
 /// A member's copy.
 #[derive(Clone, Debug, Default)]
 pub struct Replica {
-    nodes: BTreeSet<NodeId>,
+    /// In order; routing looks at the same list.
+    nodes: Arc<Vec<NodeId>>,
     incoming: Incoming,
     seq: u64,
     digest: u64,
@@ -120,7 +121,7 @@ struct Incoming {
 }
 
 impl Replica {
-    pub fn nodes(&self) -> &BTreeSet<NodeId> {
+    pub fn nodes(&self) -> &Arc<Vec<NodeId>> {
         &self.nodes
     }
 
@@ -141,12 +142,15 @@ impl Replica {
             return false;
         }
         let mut changed = false;
+        let nodes = Arc::make_mut(&mut self.nodes);
         for (node, up) in changes(record) {
-            let moved = if up { self.nodes.insert(node) } else { self.nodes.remove(&node) };
-            if moved {
-                self.digest ^= hash(node);
-                changed = true;
+            match nodes.binary_search(&node) {
+                Err(at) if up => nodes.insert(at, node),
+                Ok(at) if !up => drop(nodes.remove(at)),
+                Ok(_) | Err(_) => continue,
             }
+            self.digest ^= hash(node);
+            changed = true;
         }
         self.seq = record.seq;
         changed
@@ -168,9 +172,9 @@ impl Replica {
             return false;
         }
         (self.seq, self.digest, self.vouched) = (record.seq, record.digest, true);
-        let nodes = std::mem::take(&mut self.incoming).nodes;
-        let changed = nodes != self.nodes;
-        self.nodes = nodes;
+        let nodes: Vec<NodeId> = std::mem::take(&mut self.incoming).nodes.into_iter().collect();
+        let changed = nodes != *self.nodes;
+        self.nodes = Arc::new(nodes);
         changed
     }
 

@@ -34,10 +34,7 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 use session::transport::Session;
-use wire::{
-    datagram::DATA_OVERHEAD,
-    id::{NodeId, ShortId},
-};
+use wire::{datagram::DATA_OVERHEAD, id::NodeId};
 
 pub use self::links::MAX_HOMES;
 pub(crate) use self::{links::REGISTER_CONTEXT, reach::RECENT as RECENT_PROBE};
@@ -114,7 +111,6 @@ pub struct Engine {
     drops: Arc<Drops>,
 
     peers: BTreeMap<NodeId, Peer>,
-    by_short: BTreeMap<ShortId, NodeId>,
     /// Whose session, or pending INIT, has this index of ours.
     indices: BTreeMap<u32, NodeId>,
     next_index: u32,
@@ -140,8 +136,6 @@ pub struct Engine {
     throttle: Throttle,
     reachable: Reachable,
     rib: Rib,
-    /// Inner sources by node.
-    allowed: BTreeMap<NodeId, Arc<[IpNet]>>,
     claim: Option<(std::net::Ipv4Addr, u64)>,
     spf_runs: u64,
     /// When another node with our keys was last heard of.
@@ -210,7 +204,6 @@ impl Engine {
             acceptor: Acceptor::new(&mut rng, now),
             drops: Arc::default(),
             peers: BTreeMap::new(),
-            by_short: BTreeMap::new(),
             indices: BTreeMap::new(),
             next_index: rng.next_u32(),
             hold: Hold::default(),
@@ -221,7 +214,7 @@ impl Engine {
             connected: Vec::new(),
             networks: Vec::new(),
             next_dial: 0,
-            lsdb: Lsdb::new(Limits::MEMBER),
+            lsdb: Lsdb::new(Limits::MEMBER, now),
             flood: Flood::default(),
             sync: Sync::new(offset, now),
             topology: Topology::default(),
@@ -232,7 +225,6 @@ impl Engine {
             throttle: Throttle::default(),
             reachable: Reachable::default(),
             rib: Rib::default(),
-            allowed: BTreeMap::new(),
             claim: None,
             spf_runs: 0,
             twin: None,

@@ -155,12 +155,12 @@ pub fn encapsulate(
         fib.drops.count(DropReason::NotIp);
         return None;
     };
-    let Some(peer) = fib.route(dst) else {
+    let Some((node, peer)) = fib.route(dst) else {
         fib.drops.count(DropReason::NoRoute);
         return None;
     };
-    if peer.stats.warm_up() {
-        sink.punt(Punt::Active { peer: peer.node });
+    if peer.is_some_and(|peer| peer.stats.warm_up()) {
+        sink.punt(Punt::Active { peer: node });
     }
     let outbound = if virtio.is_super() {
         Split::new(virtio, packet).map(Outbound::Super)
@@ -171,8 +171,9 @@ pub fn encapsulate(
         fib.drops.count(DropReason::BadOffload);
         return None;
     };
-    let Some(session) = peer.session.as_ref().filter(|session| !session.is_expired(now)) else {
-        outbound.hold(peer.node, packet, &mut out.scratch, sink);
+    let met = peer.and_then(|peer| Some((peer, peer.session.as_ref()?)));
+    let Some((peer, session)) = met.filter(|(_, session)| !session.is_expired(now)) else {
+        outbound.hold(node, packet, &mut out.scratch, sink);
         return None;
     };
     let Some(next_hop) = &peer.next_hop else {

@@ -41,6 +41,7 @@ pub struct Fib {
     pub mtu: u16,
     pub local: Arc<Local>,
     pub routes: Arc<Routes>,
+    /// Who was met, with all that have a session; packets to others go to the engine, which meets them.
     pub peers: Arc<BTreeMap<NodeId, Arc<PeerEntry>>>,
     /// By local index: current, previous and next sessions of every peer.
     pub sessions: Arc<BTreeMap<u32, Arc<Session>>>,
@@ -145,10 +146,11 @@ impl Fib {
         (now.saturating_duration_since(self.epoch).as_millis() as u64).max(1)
     }
 
-    /// The peer that `dst` belongs to.
+    /// Whom `dst` belongs to, and how to reach it if it was met.
     #[inline]
-    pub fn route(&self, dst: IpAddr) -> Option<&Arc<PeerEntry>> {
-        self.peers.get(&self.routes.longest_match(dst)?)
+    pub fn route(&self, dst: IpAddr) -> Option<(NodeId, Option<&Arc<PeerEntry>>)> {
+        let node = self.routes.longest_match(dst)?;
+        Some((node, self.peers.get(&node)))
     }
 }
 
@@ -227,6 +229,9 @@ fn by_length<Bits: Copy + Eq>(sorted: BTreeMap<(Reverse<Bits>, Bits), NodeId>) -
             Some((last, nets)) if *last == mask => nets.push((net, node)),
             _ => lengths.push((mask, vec![(net, node)])),
         }
+    }
+    for (_, nets) in &mut lengths {
+        nets.shrink_to_fit();
     }
     lengths
 }

@@ -749,7 +749,7 @@ impl Server {
         let offset = Duration::from_millis(u64::from(self.rng.next_u32() % 10_000));
         let (rate_node, rate_network) = (self.config.rate_node, self.config.rate_network);
         let tenant = self.networks.entry(network).or_insert_with(|| Tenant {
-            lsdb: Lsdb::new(Limits::SERVER),
+            lsdb: Lsdb::new(Limits::SERVER, now),
             flood: Flood::default(),
             sync: Sync::new(offset, now),
             attached: Attached::default(),
@@ -850,7 +850,7 @@ impl Server {
                 Some(LsaType::Node) => lsa::certified(&container, network, unix)
                     .is_ok_and(|node| !tenant.issued.is_revoked(key.signer, node.serial)),
                 Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) => issued,
-                Some(LsaType::Link) | None => tenant.lsdb.get(&node_key).is_some(),
+                Some(LsaType::Link) | None => tenant.lsdb.contains(&node_key),
             };
             if !known {
                 self.drops.count(DropReason::BadCertificate);
@@ -862,7 +862,7 @@ impl Server {
             }
             let revoke = (issued && container.head.kind == LsaType::Revoke as u8)
                 .then(|| tenant.issued.take(LsaType::Revoke, key.id, container.clear()));
-            if tenant.lsdb.insert(container, copy.age_s, now).is_err() {
+            if tenant.lsdb.insert(&container, copy.age_s, now).is_err() {
                 self.drops.count(DropReason::LsaRefused);
                 continue;
             }

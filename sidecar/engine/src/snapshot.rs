@@ -76,7 +76,6 @@ pub struct Live {
     pub indices: usize,
     pub punches: usize,
     pub pulls: usize,
-    pub short_ids: usize,
 }
 
 /// A public server that this node knows.
@@ -168,7 +167,8 @@ pub struct Route {
     pub metric: u32,
     pub source: RouteSource,
     pub state: RouteState,
-    pub reason: String,
+    /// Empty if the route is installed.
+    pub reason: Box<str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,8 +1,10 @@
 //! Who is who: keys and the identifiers derived from them.
 
-use std::{fmt, net::Ipv6Addr, str::FromStr};
+use std::{fmt, net::Ipv6Addr, ops::RangeInclusive, str::FromStr};
 
 use data_encoding::BASE32_NOPAD;
+
+use crate::put;
 
 macro_rules! bytes_id {
     ($(#[$doc:meta])* $name:ident, $len:literal) => {
@@ -77,6 +79,16 @@ impl NodeId {
     pub fn short(&self) -> ShortId {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         ShortId(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    }
+}
+
+impl ShortId {
+    /// The ids that have this one as their first bytes.
+    pub fn nodes(self) -> RangeInclusive<NodeId> {
+        let [mut first, mut last] = [[0; 16], [0xff; 16]];
+        put(&mut first, 0, &self.0.to_le_bytes());
+        put(&mut last, 0, &self.0.to_le_bytes());
+        NodeId(first)..=NodeId(last)
     }
 }
 
@@ -187,6 +199,19 @@ pub struct InvalidId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_id_is_that_of_the_nodes_in_its_range_alone() {
+        let node = NodeId::of(&SignKey([7; 32]));
+        let (mut same, mut other) = (node, node);
+        same.0[8] ^= 1;
+        other.0[7] ^= 1;
+
+        let nodes = node.short().nodes();
+
+        assert!(nodes.contains(&node) && nodes.contains(&same) && !nodes.contains(&other));
+        assert_eq!(node.short(), same.short());
+    }
 
     #[test]
     fn a_node_is_named_by_the_hash_of_its_signing_key() {

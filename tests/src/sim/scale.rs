@@ -10,11 +10,13 @@
 
 use std::{
     net::IpAddr,
+    ops::Range,
     time::{Duration, Instant},
 };
 
 use rand_core::RngCore;
 use session::memo;
+use tikv_jemalloc_ctl::thread;
 
 use super::{clock::Span, mesh::Mesh, node::Node, site::Mix};
 use crate::edges;
@@ -24,6 +26,9 @@ const WHOLE: usize = 48;
 /// Of them, so many pairs announce one subnet each, and so many talk to it.
 const SUBNETS: usize = 12;
 const TALKERS: usize = 12;
+const TALKING: Range<usize> = 2 * SUBNETS..2 * SUBNETS + TALKERS;
+/// Whose memory is looked at.
+const QUIET: Range<usize> = TALKING.end..WHOLE;
 /// Nodes start at this rate, as after a power cut.
 const STARTS_PER_SECOND: u64 = 400;
 /// A node that died or left comes back after this.
@@ -46,8 +51,8 @@ pub struct Scale {
     /// From a node's death until traffic to its subnet goes to another that announces it, under churn.
     pub convergence_p50: Duration,
     pub convergence_p99: Duration,
-    /// Resident bytes per whole node.
-    pub memory_per_node: usize,
+    /// Bytes of heap of a node that knows all the others, after churn.
+    pub memory_per_node: u64,
     /// Real time of it all.
     pub took: Duration,
 }
@@ -56,13 +61,14 @@ pub struct Scale {
 pub fn measure(nodes: usize, seed: u64) -> Scale {
     let began = Instant::now();
     let mut run = Run::new(nodes, WHOLE.min(nodes), seed);
-    let (learnt_in, memory_per_node) = run.join();
+    let learnt_in = run.join();
     run.mesh.run_for(30.s());
     let (bytes_per_node_at_rest, packets_per_node_at_rest) = run.rate(60.s());
     run.churn(300.s());
     run.mesh.run_for(30.s());
     let (bytes_per_node_churn, _) = run.rate(60.s());
     let times = run.deaths();
+    let memory_per_node = run.memory();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
     Scale {
         nodes,
@@ -106,8 +112,8 @@ impl Run {
         Self { mesh, whole }
     }
 
-    /// Starts everybody, the whole ones last; until they know all, and what memory they take then.
-    pub fn join(&mut self) -> (Duration, usize) {
+    /// Starts everybody, the whole ones last; until they know all.
+    pub fn join(&mut self) -> Duration {
         let gap = Duration::from_micros(1_000_000 / STARTS_PER_SECOND);
         let (mut at, nodes) = (self.mesh.now(), self.mesh.len());
         for number in self.whole..nodes {
@@ -120,7 +126,6 @@ impl Run {
             .run_until(|mesh| attached(mesh).into_iter().all(|count| count == others), 60.s())
             .unwrap_or_else(|| panic!("attached: {:?} of {others}", attached(&self.mesh)));
         self.mesh.run_for(5.s());
-        let before = resident();
         let began = self.mesh.now();
         for number in 0..self.whole {
             self.mesh.do_at(began + gap * number as u32, move |mesh| mesh.start(number));
@@ -133,7 +138,16 @@ impl Run {
         let learnt_in = self.mesh.now() - began;
         // Routes follow within the longest throttle of the shortest paths.
         self.mesh.run_for(3.s());
-        (learnt_in, resident().saturating_sub(before) / self.whole.max(1))
+        learnt_in
+    }
+
+    /// What heap a whole node has that talks to nobody: what comes back when some of them end.
+    pub fn memory(&mut self) -> u64 {
+        let before = held();
+        for quiet in QUIET {
+            self.mesh.stop(quiet);
+        }
+        before.saturating_sub(held()) / QUIET.len() as u64
     }
 
     fn unknown(&self) -> String {
@@ -188,13 +202,13 @@ impl Run {
 
     /// Who is measured does not go; where all are whole, those that announce and talk stay.
     fn first_victim(&self) -> usize {
-        if self.whole < self.mesh.len() { self.whole } else { 2 * SUBNETS + TALKERS }
+        if self.whole < self.mesh.len() { self.whole } else { TALKING.end }
     }
 
     /// One owner of each subnet after the other dies while others talk to it: how long each talker's route went on
     /// leading there, in ascending order.
     pub fn deaths(&mut self) -> Vec<Duration> {
-        let talkers: Vec<usize> = (2 * SUBNETS..2 * SUBNETS + TALKERS).collect();
+        let talkers: Vec<usize> = TALKING.collect();
         let mut times = Vec::new();
         for subnet in 0..SUBNETS {
             let inside: IpAddr = format!("10.{subnet}.0.9").parse().expect("an address");
@@ -275,9 +289,8 @@ fn all_known(mesh: &Mesh, nodes: usize) -> bool {
         })
 }
 
-/// Bytes of this process that are in memory.
-fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());
-    pages.unwrap_or(0) * 4096
+/// Bytes of heap that this thread took and did not give back, as jemalloc rounds them. It must be the program's allocator.
+fn held() -> u64 {
+    let taken = thread::allocatedp::read().expect("jemalloc").get();
+    taken.saturating_sub(thread::deallocatedp::read().expect("jemalloc").get())
 }

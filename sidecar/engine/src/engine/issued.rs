@@ -42,12 +42,11 @@ impl Engine {
         if !lsa::verify(&container) {
             return self.drop_packet(DropReason::Forged);
         }
-        let (key, kept) = (container.key(), container.clone());
-        if self.lsdb.insert(container, age, now).is_err() {
+        if self.lsdb.insert(&container, age, now).is_err() {
             return self.drop_packet(DropReason::LsaRefused);
         }
-        self.flood.stored(key, from, now);
-        self.read_issued(&kept, now);
+        self.flood.stored(container.key(), from, now);
+        self.read_issued(&container, now);
     }
 
     /// Acts on a stored record of the root; CLUSTER only once there is a key for it.
@@ -95,12 +94,10 @@ impl Engine {
         }
         self.lsdb.forget(node);
         self.topology.remove_member(node);
-        self.topology.remove_links(node);
         if self.links.contains_key(&node) {
             self.link_down(node, "it was revoked", now);
         }
         self.drop_peer(node, "it was revoked", now);
-        self.by_short.remove(&node.short());
         let message = "The node was revoked: its sessions and routes are gone";
         self.notice(Notice::new(NoticeKind::Revoked, Some(node), message));
         self.throttle.request(now);
@@ -139,7 +136,6 @@ impl Engine {
             .lsdb
             .containers()
             .filter(|container| low.contains(&container.head.gk_epoch))
-            .cloned()
             .collect();
         for container in stored {
             if container.key().signer == self.me || container.head.lifetime == 0 {
@@ -156,17 +152,16 @@ impl Engine {
     pub(super) fn issued_snapshot(&self) -> snapshot::Issued {
         let membership = &self.config.membership;
         let (sealing, _) = membership.sealing(self.issued.epoch());
-        let sealed = |node: NodeId| {
-            let key = wire::lsa::LsaKey { signer: node, kind: LsaType::Node as u8, id: 0 };
-            self.lsdb.get(&key).is_some_and(|container| {
-                container.head.gk_epoch == session::membership::low_byte(sealing)
-            })
-        };
+        let low = session::membership::low_byte(sealing);
         snapshot::Issued {
             epochs: membership.epochs.keys().copied().collect(),
             sealing,
             seen: self.issued.epoch(),
-            members_on_epoch: self.topology.members().filter(|(node, _)| sealed(*node)).count(),
+            members_on_epoch: self
+                .topology
+                .members()
+                .filter(|(_, member)| member.gk_epoch == low)
+                .count(),
             members: self.topology.members().count(),
             clusters: self.issued.clusters().cloned().collect(),
             certificate_ends: self.config.membership.certificate_ends(),

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -353,7 +354,7 @@ impl Engine {
         let changed = adjacency.replica.apply(attach);
         let satisfied = adjacency.replica.is_satisfied(attach);
         if changed {
-            let nodes = adjacency.replica.nodes().clone();
+            let nodes = Arc::clone(adjacency.replica.nodes());
             self.topology.set_attached(node, nodes);
             self.throttle.request(now);
         }
@@ -522,7 +523,7 @@ impl Engine {
             self.indices.remove(&session.local_index());
         }
         self.fib_dirty = true;
-        self.update_entry(node, now);
+        self.update_entry(node);
     }
 
     /// Tries again to reach what the configuration names.

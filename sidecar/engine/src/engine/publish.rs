@@ -1,9 +1,14 @@
 //! The tables of the fast path, and snapshots for people.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
 
 use ipnet::IpNet;
-use wire::{certificate::Prefix, datagram::DATA_OVERHEAD, id::NodeId};
+use wire::{datagram::DATA_OVERHEAD, id::NodeId};
 
 use super::{Engine, TWIN_REMEMBERED, routes::TWIN};
 use crate::{
@@ -45,7 +50,7 @@ impl Engine {
         let mut links = BTreeMap::new();
         for peer in self.peers.values() {
             let carries = peer.kind == Kind::Server
-                || self.topology.member(peer.node).is_some_and(|member| member.body.transit);
+                || self.topology.member(peer.node).is_some_and(|member| member.transit);
             if !carries && !self.config.transit {
                 continue;
             }
@@ -84,68 +89,59 @@ impl Engine {
         forwards
     }
 
-    /// Notes which inner sources each node may use: what it announces, as far as it was not refused.
-    pub(super) fn allow_announced(&mut self) {
-        let routes = self.rib.routes.iter().filter(|route| route.state != RouteState::Rejected);
-        let mut announced: Vec<(NodeId, IpNet)> =
-            routes.map(|route| (route.node, route.prefix)).collect();
-        announced.sort_by_key(|(node, _)| *node);
-        let mut before = std::mem::take(&mut self.allowed);
-        self.allowed = announced
-            .chunk_by(|(a, _), (b, _)| a == b)
-            .filter_map(|own| {
-                let (node, _) = own.first()?;
-                let nets = || own.iter().map(|(_, net)| *net);
-                let same = before.remove(node).filter(|same| nets().eq(same.iter().copied()));
-                Some((*node, same.unwrap_or_else(|| nets().collect())))
-            })
-            .collect();
-    }
-
-    /// Entries of everybody who has routes.
-    pub(super) fn rebuild_entries(&mut self, now: Instant) {
-        let mut nodes: Vec<NodeId> =
-            super::routes::installed(&self.rib.routes).map(|(_, node)| node).collect();
-        nodes.extend(self.entries.keys());
-        nodes.sort_unstable();
-        nodes.dedup();
-        for node in nodes {
-            // Most members are only known: nothing but what they announce can have changed.
-            let same = self.entries.get(&node).is_some_and(|entry| {
-                entry.session.is_none()
-                    && !self.peers.contains_key(&node)
-                    && self.topology.member(node).is_some()
-                    && self.allowed.get(&node).is_some_and(|now| Arc::ptr_eq(now, &entry.allowed))
-                    && entry.mtu == self.config.mtu
-            });
-            if !same {
-                self.update_entry(node, now);
+    /// Brings the entries of everybody up to date after the routes changed.
+    pub(super) fn rebuild_entries(&mut self) {
+        let known: BTreeSet<NodeId> =
+            self.entries.keys().chain(self.peers.keys()).copied().collect();
+        let mut allowed: BTreeMap<NodeId, Vec<IpNet>> = BTreeMap::new();
+        for route in self.rib.routes.iter().filter(|route| known.contains(&route.node)) {
+            if route.state != RouteState::Rejected {
+                allowed.entry(route.node).or_default().push(route.prefix);
             }
+        }
+        for node in known {
+            let allowed = allowed.remove(&node).unwrap_or_default();
+            self.renew_entry(node, allowed.into());
         }
     }
 
     /// Brings the fast path's entry of one peer up to date.
-    pub(super) fn update_entry(&mut self, node: NodeId, _now: Instant) {
-        self.fib_dirty = true;
+    pub(super) fn update_entry(&mut self, node: NodeId) {
+        let allowed = match self.entries.get(&node) {
+            Some(entry) => Arc::clone(&entry.allowed),
+            None => self.announced_by(node).collect(),
+        };
+        self.renew_entry(node, allowed);
+    }
+
+    /// The inner sources that a node may use: what it announces, as far as it was not refused.
+    fn announced_by(&self, node: NodeId) -> impl Iterator<Item = IpNet> {
+        let own = self.rib.routes.iter().filter(move |route| route.node == node);
+        own.filter(|route| route.state != RouteState::Rejected).map(|route| route.prefix)
+    }
+
+    /// Only who was met has an entry: of the thousands of a large network a node talks to few.
+    fn renew_entry(&mut self, node: NodeId, allowed: Arc<[IpNet]>) {
         let is_member = self.topology.member(node).is_some();
         let peer = self.peers.get(&node).filter(|peer| peer.kind != Kind::Server);
-        if !is_member && peer.is_none() {
-            if self.entries.contains_key(&node)
+        let before = self.entries.get(&node);
+        if peer.is_none() && !(is_member && before.is_some()) {
+            if before.is_some()
                 && let Some(entry) = Arc::make_mut(&mut self.entries).remove(&node)
             {
+                self.fib_dirty = true;
                 let (direct, relayed) = (entry.stats.direct.counts(), entry.stats.relayed.counts());
                 self.gone = (self.gone.0.plus(direct), self.gone.1.plus(relayed));
             }
             return;
         }
+        self.fib_dirty = true;
         let session = peer.and_then(|peer| peer.sessions.sending().cloned());
         let way = peer.and_then(|peer| peer.agent.primary());
         let next_hop = way.and_then(|way| self.next_hop(node, way));
         let bicast =
             peer.and_then(|peer| peer.agent.bicast()).and_then(|way| self.next_hop(node, way));
         let fits = peer.map_or(self.config.mtu, |peer| packet_in(peer.agent.datagram()));
-        let allowed = self.allowed.get(&node).cloned().unwrap_or_default();
-        let before = self.entries.get(&node);
         let entry = PeerEntry {
             node,
             session,
@@ -215,7 +211,6 @@ impl Engine {
             indices: self.indices.len(),
             punches: self.punch.len(),
             pulls: self.flood.waiting(),
-            short_ids: self.by_short.len(),
         }
     }
 
@@ -302,13 +297,12 @@ impl Engine {
                 .filter(|via| *via != node),
         };
         let path = primary.and_then(|way| peer?.agent.path(way));
-        let claims = member.body.claims.iter().filter_map(|claim| claim.prefix.as_ref());
         snapshot::Peer {
             node,
-            hostname: member.body.hostname.clone(),
-            version: member.body.version.clone(),
-            addresses: member.body.addresses.iter().chain(claims).filter_map(net).collect(),
-            exports: member.body.exports.iter().filter_map(net).collect(),
+            hostname: member.hostname.to_string(),
+            version: member.version.to_string(),
+            addresses: member.addresses().map(|announced| announced.prefix).collect(),
+            exports: member.exports().map(|announced| announced.prefix).collect(),
             state,
             hop: primary
                 .filter(|_| up)
@@ -370,7 +364,7 @@ impl Engine {
         };
         let members: Vec<(NodeId, &Member)> =
             self.topology.members().filter(|(node, _)| *node != self.me).collect();
-        let named = members.iter().find(|(_, member)| member.body.hostname == name);
+        let named = members.iter().find(|(_, member)| *member.hostname == *name);
         named.or_else(|| members.iter().find(|(node, _)| by_id(node))).map(|(node, _)| *node)
     }
 }
@@ -378,9 +372,4 @@ impl Engine {
 /// The longest IP packet in a datagram of `len` bytes.
 fn packet_in(len: u16) -> u16 {
     len.saturating_sub(DATA_OVERHEAD as u16)
-}
-
-fn net(prefix: &Prefix) -> Option<IpNet> {
-    let (address, length) = prefix.parse()?;
-    IpNet::new(address, length).ok()
 }

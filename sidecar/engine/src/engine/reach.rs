@@ -64,7 +64,7 @@ impl Engine {
             }
         }
         if changed {
-            self.update_entry(node, now);
+            self.update_entry(node);
             self.link_if_neighbour(node, now);
         }
         self.note_silence(node, now);
@@ -105,7 +105,7 @@ impl Engine {
                 .map(|(behind, _)| *behind)
                 .collect();
             for behind in behind {
-                self.update_entry(behind, now);
+                self.update_entry(behind);
             }
             self.fib_dirty = true;
         }

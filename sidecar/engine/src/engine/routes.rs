@@ -28,7 +28,13 @@ use crate::{
     event::{Event, Host, Notice, NoticeKind, Persist},
     fib::Routes,
     peer::Peer,
-    routing::{claims, lsdb::Freshness, origin::Origin, rib, spf, topology::Member},
+    routing::{
+        claims,
+        lsdb::Freshness,
+        origin::Origin,
+        rib, spf,
+        topology::{Announcement, Member},
+    },
     snapshot::{Route, RouteState},
 };
 
@@ -103,7 +109,7 @@ impl Engine {
         };
         let Some(container) = Container::parse(bytes.into()) else { return };
         let key = container.key();
-        if self.lsdb.insert(container, 0, now).is_ok() {
+        if self.lsdb.insert(&container, 0, now).is_ok() {
             self.flood.originated(&self.lsdb, key, now);
         }
     }
@@ -219,21 +225,20 @@ impl Engine {
             self.notice(Notice::new(NoticeKind::AddressConflict, Some(key.signer), message));
             return self.drop_packet(DropReason::DuplicateKey);
         }
-        let kept = container.clone();
-        if self.lsdb.insert(container, age, now).is_err() {
+        if self.lsdb.insert(&container, age, now).is_err() {
             return self.drop_packet(DropReason::LsaRefused);
         }
         self.flood.stored(key, Some(from), now);
-        if kept.head.lifetime == 0 {
+        if container.head.lifetime == 0 {
             return self.on_lsa_gone(key, now);
         }
-        self.read_lsa(&kept, now);
+        self.read_lsa(&container, now);
     }
 
     /// Whether a node said of itself who it is, be it under keys that we have not got yet.
     fn has_node(&self, node: NodeId) -> bool {
         self.topology.member(node).is_some()
-            || self.lsdb.get(&LsaKey { signer: node, kind: LsaType::Node as u8, id: 0 }).is_some()
+            || self.lsdb.contains(&LsaKey { signer: node, kind: LsaType::Node as u8, id: 0 })
     }
 
     /// Opens a stored LSA of a member and acts on it. Without the key of its epoch it waits in the database until
@@ -252,7 +257,7 @@ impl Engine {
                     {
                         self.drop_packet(DropReason::Revoked);
                     }
-                    Ok(certified) => self.on_node(&certified, container.head.seq, &body, now),
+                    Ok(certified) => self.on_node(&certified, &container.head, &body, now),
                     Err(_) => self.drop_packet(DropReason::BadCertificate),
                 }
             }
@@ -300,7 +305,7 @@ impl Engine {
         }
     }
 
-    fn on_node(&mut self, certified: &Certified, seq: u64, body: &[u8], now: Instant) {
+    fn on_node(&mut self, certified: &Certified, head: &Head, body: &[u8], now: Instant) {
         let keys = certified.keys;
         let node = keys.node();
         let Ok(body) = NodeBody::decode(body) else {
@@ -318,12 +323,11 @@ impl Engine {
         let Some(attributes) = attributes else {
             return self.drop_packet(DropReason::BadCertificate);
         };
-        self.by_short.insert(node.short(), node);
-        let serial = certified.serial;
         let boot = |seq: u64| seq >> 32;
         let has_restarted =
-            self.topology.member(node).is_some_and(|member| boot(member.seq) < boot(seq));
-        self.topology.set_member(node, Member::new(keys, serial, &attributes, body, seq));
+            self.topology.member(node).is_some_and(|member| boot(member.seq) < boot(head.seq));
+        let member = Member::new(keys, certified.serial, &attributes, body, head);
+        self.topology.set_member(node, member);
         if has_restarted {
             self.on_restarted(node, now);
         }
@@ -351,11 +355,10 @@ impl Engine {
     pub(super) fn on_lsa_gone(&mut self, key: LsaKey, now: Instant) {
         match LsaType::from_byte(key.kind) {
             Some(LsaType::Node) => {
-                if self.topology.remove_member(key.signer).is_some() {
-                    if !self.links.contains_key(&key.signer) {
-                        self.drop_peer(key.signer, "it left the network", now);
-                    }
-                    self.by_short.remove(&key.signer.short());
+                if self.topology.remove_member(key.signer).is_some()
+                    && !self.links.contains_key(&key.signer)
+                {
+                    self.drop_peer(key.signer, "it left the network", now);
                 }
             }
             Some(LsaType::Link) => self.topology.remove_links(key.signer),
@@ -406,12 +409,11 @@ impl Engine {
         }
         let changed = installed(&rib.routes).ne(installed(&self.rib.routes));
         self.rib = rib;
-        self.allow_announced();
         if changed {
             let routes: Routes = installed(&self.rib.routes).collect();
             self.routes = Arc::new(routes);
         }
-        self.rebuild_entries(now);
+        self.rebuild_entries();
         self.update_host();
         self.fib_dirty = true;
     }
@@ -524,12 +526,15 @@ impl Engine {
         else {
             return false;
         };
-        let claimed = member.body.claims.iter().any(|claim| {
-            is_address(claim.prefix.as_ref(), address.into())
-                && claims::wins((claim.since, node), (since, self.me))
-        });
-        let fixed = &member.body.addresses;
-        claimed || fixed.iter().any(|prefix| is_address(Some(prefix), address.into()))
+        member.addresses().any(|announced| {
+            announced.prefix.addr() == IpAddr::V4(address)
+                && match announced.what {
+                    Announcement::Claim { since: theirs } => {
+                        claims::wins((theirs, node), (since, self.me))
+                    }
+                    Announcement::Address | Announcement::Export => true,
+                }
+        })
     }
 
     /// Gives the claimed address up to `winner` and takes another.
@@ -568,10 +573,8 @@ impl Engine {
     fn taken_addresses(&self) -> BTreeMap<Ipv4Addr, NodeId> {
         let mut taken = BTreeMap::new();
         for (node, member) in self.topology.members() {
-            let claims = member.body.claims.iter().filter_map(|claim| claim.prefix.as_ref());
-            for (address, _) in member.body.addresses.iter().chain(claims).filter_map(Prefix::parse)
-            {
-                if let IpAddr::V4(v4) = address {
+            for announced in member.addresses() {
+                if let IpAddr::V4(v4) = announced.prefix.addr() {
                     taken.insert(v4, node);
                 }
             }
@@ -600,10 +603,6 @@ fn without(
 
 fn host_prefix(address: IpAddr) -> Prefix {
     Prefix::new(address, if address.is_ipv4() { 32 } else { 128 })
-}
-
-fn is_address(prefix: Option<&Prefix>, address: IpAddr) -> bool {
-    prefix.and_then(Prefix::parse).is_some_and(|(claimed, _)| claimed == address)
 }
 
 #[cfg(test)]

@@ -55,7 +55,6 @@ impl Engine {
             let mut peer = Peer::new(keys, kind, txid, datagram);
             peer.agent.remembered_for(self.lifetime());
             self.peers.insert(node, peer);
-            self.by_short.insert(node.short(), node);
         }
         self.peers.get_mut(&node)
     }
@@ -420,7 +419,7 @@ impl Engine {
             self.link_if_neighbour(node, now);
         }
         self.drain_agent(node, now);
-        self.update_entry(node, now);
+        self.update_entry(node);
         for packet in self.hold.take(node) {
             self.events.push_back(Event::Release(packet));
         }
@@ -713,7 +712,7 @@ impl Engine {
         if self.links.contains_key(&node) {
             self.link_down(node, "its session ran out", now);
         }
-        self.update_entry(node, now);
+        self.update_entry(node);
         self.reconnect(node, now);
     }
 
@@ -723,9 +722,6 @@ impl Engine {
         let Some(mut peer) = self.peers.remove(&node) else { return };
         let gone = peer.sessions.clear();
         self.remove_sessions(gone);
-        if self.by_short.get(&node.short()) == Some(&node) && self.topology.member(node).is_none() {
-            self.by_short.remove(&node.short());
-        }
         self.punch.forget(node);
         self.ports.over(node, now);
         let _held = self.hold.take(node);
@@ -739,7 +735,7 @@ impl Engine {
                 format!("Peer is down: {why}"),
             ));
         }
-        self.update_entry(node, now);
+        self.update_entry(node);
         self.arm_peer(node);
     }
 
@@ -779,8 +775,11 @@ impl Engine {
     }
 
     fn add_session(&mut self, session: Arc<Session>) {
+        let peer = session.peer();
         Arc::make_mut(&mut self.sessions).insert(session.local_index(), session);
         self.fib_dirty = true;
+        // The first packet may come before we can seal anything ourselves.
+        self.update_entry(peer);
     }
 
     fn remove_sessions(&mut self, gone: impl IntoIterator<Item = Arc<Session>>) {
@@ -796,7 +795,11 @@ impl Engine {
 
     /// Whether no other node has this node's short id, which packet headers carry.
     pub(super) fn short_is_free(&self, node: NodeId) -> bool {
-        self.by_short.get(&node.short()).is_none_or(|known| *known == node)
+        let same = node.short().nodes();
+        let members = self.topology.members_in(same.clone()).map(|(known, _)| known);
+        let peers = self.peers.range(same).map(|(known, _)| *known);
+        peers.chain(members).all(|known| known == node)
+            && (self.me == node || self.me.short() != node.short())
     }
 
     pub(super) fn on_outbound(&mut self, packet: &[u8], node: NodeId, now: Instant) {

@@ -43,7 +43,7 @@ impl Engine {
 
     fn transit_candidates(&self, now: Instant) -> Vec<Candidate> {
         let carries =
-            |node: &NodeId| self.topology.member(*node).is_some_and(|member| member.body.transit);
+            |node: &NodeId| self.topology.member(*node).is_some_and(|member| member.transit);
         self.peers
             .iter()
             .filter(|(node, peer)| {

@@ -316,13 +316,14 @@ mod tests {
         fn with_neighbours(count: u8) -> Self {
             let mut flood = Flood::default();
             (1..=count).for_each(|number| flood.add_neighbour(node(number)));
-            Self { flood, lsdb: Lsdb::new(Limits::SERVER), now: Instant::now() }
+            let now = Instant::now();
+            Self { flood, lsdb: Lsdb::new(Limits::SERVER, now), now }
         }
 
         fn store(&mut self, signer: u8, seq: u64, from: u8) -> LsaKey {
             let container = lsa(signer, seq);
             let key = container.key();
-            self.lsdb.insert(container, 0, self.now).unwrap();
+            self.lsdb.insert(&container, 0, self.now).unwrap();
             self.flood.stored(key, Some(node(from)), self.now);
             key
         }

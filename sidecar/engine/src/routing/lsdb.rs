@@ -3,16 +3,13 @@
 //! Freshness is judged before anything is verified or decoded: most receptions are duplicates. What is withdrawn stays
 //! as a tombstone for a while, so that an old copy from a far corner cannot revive it; ages only grow, for the same reason.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use bytes::Bytes;
 use wire::{
     control::{LsaCopy, LsaHead},
     id::NodeId,
-    lsa::{Container, LsaKey, LsaType},
+    lsa::{Container, Head, LsaKey, LsaType},
 };
 
 /// Digests are compared by this many buckets.
@@ -59,22 +56,30 @@ pub enum Refused {
     NetworkQuota,
 }
 
+/// One LSA, as small as it gets: there are thousands, and each is read once and then only passed on.
 #[derive(Clone, Debug)]
 struct Entry {
-    container: Container,
-    age: u32,
-    received: Instant,
+    /// The container as received.
+    bytes: Box<[u8]>,
+    seq: u64,
+    /// When it was made, by the database's clock; before that began for what is older than the database.
+    made: i32,
+    /// Seconds; 0 withdraws.
+    lifetime: u32,
 }
 
 impl Entry {
-    fn age(&self, now: Instant) -> u32 {
-        let here = now.saturating_duration_since(self.received).as_secs();
-        self.age.saturating_add(u32::try_from(here).unwrap_or(u32::MAX))
+    fn container(&self) -> Option<Container> {
+        Container::parse(self.copy())
     }
 
-    fn gone_at(&self) -> Instant {
-        let left = lives(&self.container).saturating_sub(self.age);
-        self.received + Duration::from_secs(u64::from(left))
+    fn copy(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.bytes)
+    }
+
+    /// Seconds.
+    fn age(&self, clock: i32) -> u32 {
+        u32::try_from(clock.saturating_sub(self.made)).unwrap_or(0)
     }
 }
 
@@ -82,21 +87,26 @@ impl Entry {
 #[derive(Clone, Debug)]
 pub struct Lsdb {
     entries: BTreeMap<LsaKey, Entry>,
-    by_signer: BTreeMap<NodeId, usize>,
     bytes: usize,
     buckets: [u64; BUCKETS],
     limits: Limits,
+    started: Instant,
 }
 
 impl Lsdb {
-    pub fn new(limits: Limits) -> Self {
-        Self {
-            entries: BTreeMap::new(),
-            by_signer: BTreeMap::new(),
-            bytes: 0,
-            buckets: [0; BUCKETS],
-            limits,
-        }
+    pub fn new(limits: Limits, now: Instant) -> Self {
+        Self { entries: BTreeMap::new(), bytes: 0, buckets: [0; BUCKETS], limits, started: now }
+    }
+
+    /// Seconds since the database began.
+    fn clock(&self, now: Instant) -> i32 {
+        i32::try_from(now.saturating_duration_since(self.started).as_secs()).unwrap_or(i32::MAX)
+    }
+
+    fn of_signer(&self, signer: NodeId) -> impl Iterator<Item = (&LsaKey, &Entry)> {
+        let first = LsaKey { signer, kind: 0, id: 0 };
+        let last = LsaKey { signer, kind: u8::MAX, id: u32::MAX };
+        self.entries.range(first..=last)
     }
 
     pub fn len(&self) -> usize {
@@ -109,7 +119,7 @@ impl Lsdb {
 
     /// What `seq` of `key` is to us.
     pub fn freshness(&self, key: &LsaKey, seq: u64) -> Freshness {
-        match self.entries.get(key).map(|entry| entry.container.head.seq.cmp(&seq)) {
+        match self.entries.get(key).map(|entry| entry.seq.cmp(&seq)) {
             None | Some(std::cmp::Ordering::Less) => Freshness::Newer,
             Some(std::cmp::Ordering::Equal) => Freshness::Same,
             Some(std::cmp::Ordering::Greater) => Freshness::Older,
@@ -121,47 +131,53 @@ impl Lsdb {
     ///
     /// # Errors
     /// It is not newer, too old, or exceeds what its signer or the network may store: a drop.
-    pub fn insert(&mut self, container: Container, age: u32, now: Instant) -> Result<(), Refused> {
+    pub fn insert(&mut self, container: &Container, age: u32, now: Instant) -> Result<(), Refused> {
         let key = container.key();
-        if self.freshness(&key, container.head.seq) != Freshness::Newer {
+        let Head { seq, lifetime, .. } = container.head;
+        if self.freshness(&key, seq) != Freshness::Newer {
             return Err(Refused::NotNewer);
         }
-        if age >= lives(&container) {
+        if age >= lives(lifetime) {
             return Err(Refused::Expired);
         }
         let len = container.bytes().len();
-        let before = self.entries.get(&key).map_or(0, |entry| entry.container.bytes().len());
-        let signer = self.by_signer.get(&key.signer).copied().unwrap_or(0);
+        let before = self.entries.get(&key).map_or(0, |entry| entry.bytes.len());
+        let signer: usize = self.of_signer(key.signer).map(|(_, entry)| entry.bytes.len()).sum();
         let most = match LsaType::from_byte(key.kind) {
             Some(LsaType::Cluster | LsaType::Epoch | LsaType::Revoke) => self.limits.bytes_of_root,
             Some(LsaType::Node | LsaType::Link) | None => self.limits.bytes_per_signer,
         };
-        if signer + len - before.min(signer) > most {
+        if signer + len - before > most {
             return Err(Refused::SignerQuota);
         }
         if self.bytes + len - before > self.limits.bytes {
             return Err(Refused::NetworkQuota);
         }
         self.remove(&key);
-        self.toggle(&key, container.head.seq);
+        self.toggle(&key, seq);
         self.bytes += len;
-        *self.by_signer.entry(key.signer).or_default() += len;
-        self.entries.insert(key, Entry { container, age, received: now });
+        let made = self.clock(now).saturating_sub_unsigned(age);
+        let bytes = container.bytes().as_ref().into();
+        self.entries.insert(key, Entry { bytes, seq, made, lifetime });
         Ok(())
     }
 
-    pub fn get(&self, key: &LsaKey) -> Option<&Container> {
-        self.entries.get(key).map(|entry| &entry.container)
+    pub fn contains(&self, key: &LsaKey) -> bool {
+        self.entries.contains_key(key)
     }
 
-    pub fn containers(&self) -> impl Iterator<Item = &Container> {
-        self.entries.values().map(|entry| &entry.container)
+    pub fn get(&self, key: &LsaKey) -> Option<Container> {
+        self.entries.get(key).and_then(Entry::container)
+    }
+
+    pub fn containers(&self) -> impl Iterator<Item = Container> {
+        self.entries.values().filter_map(Entry::container)
     }
 
     /// The copy to push, with its age now.
     pub fn copy(&self, key: &LsaKey, now: Instant) -> Option<LsaCopy> {
         let entry = self.entries.get(key)?;
-        Some(LsaCopy { age_s: entry.age(now), container: Bytes::clone(entry.container.bytes()) })
+        Some(LsaCopy { age_s: entry.age(self.clock(now)), container: entry.copy() })
     }
 
     /// The head to announce.
@@ -171,8 +187,8 @@ impl Lsdb {
             signer: key.signer.0.to_vec(),
             kind: u32::from(key.kind),
             id: key.id,
-            seq: entry.container.head.seq,
-            age_s: entry.age(now),
+            seq: entry.seq,
+            age_s: entry.age(self.clock(now)),
         })
     }
 
@@ -200,21 +216,21 @@ impl Lsdb {
 
     /// Removes what is too old; the keys of what was not withdrawn before are returned.
     pub fn expire(&mut self, now: Instant) -> Vec<LsaKey> {
+        let clock = self.clock(now);
         let due: Vec<LsaKey> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.gone_at() <= now)
+            .filter(|(_, entry)| entry.age(clock) >= lives(entry.lifetime))
             .map(|(key, _)| *key)
             .collect();
         due.into_iter()
-            .filter(|key| self.remove(key).is_some_and(|entry| entry.container.head.lifetime != 0))
+            .filter(|key| self.remove(key).is_some_and(|entry| entry.lifetime != 0))
             .collect()
     }
 
     /// Forgets all of one signer (it was revoked, or detached from a server that keeps nothing).
     pub fn forget(&mut self, signer: NodeId) {
-        let keys: Vec<LsaKey> =
-            self.entries.keys().filter(|key| key.signer == signer).copied().collect();
+        let keys: Vec<LsaKey> = self.of_signer(signer).map(|(key, _)| *key).collect();
         for key in keys {
             self.remove(&key);
         }
@@ -222,15 +238,9 @@ impl Lsdb {
 
     fn remove(&mut self, key: &LsaKey) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
-        let len = entry.container.bytes().len();
-        self.toggle(key, entry.container.head.seq);
+        let len = entry.bytes.len();
+        self.toggle(key, entry.seq);
         self.bytes -= len;
-        if let Some(bytes) = self.by_signer.get_mut(&key.signer) {
-            *bytes -= len;
-            if *bytes == 0 {
-                self.by_signer.remove(&key.signer);
-            }
-        }
         Some(entry)
     }
 
@@ -247,8 +257,8 @@ impl Lsdb {
 
 /// Seconds from its making until nobody keeps it, tombstones included: by its age, so that it dies everywhere at
 /// about one time and no database gets it back from another.
-fn lives(container: &Container) -> u32 {
-    match container.head.lifetime {
+fn lives(lifetime: u32) -> u32 {
+    match lifetime {
         0 => TOMBSTONE_S,
         lifetime => lifetime.min(MAX_LIFETIME),
     }
@@ -272,10 +282,9 @@ fn first_eight(hasher: &blake3::Hasher) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use wire::{
-        id::{NetworkId, SignKey},
-        lsa::Head,
-    };
+    use std::time::Duration;
+
+    use wire::id::{NetworkId, SignKey};
 
     use super::*;
 
@@ -299,27 +308,27 @@ mod tests {
     #[test]
     fn only_newer_ones_replace() {
         let now = Instant::now();
-        let mut lsdb = Lsdb::new(Limits::MEMBER);
+        let mut lsdb = Lsdb::new(Limits::MEMBER, now);
 
-        assert_eq!(lsdb.insert(lsa(1, 5, 60, 0), 0, now), Ok(()));
-        assert_eq!(lsdb.insert(lsa(1, 5, 60, 0), 0, now), Err(Refused::NotNewer));
-        assert_eq!(lsdb.insert(lsa(1, 4, 60, 0), 0, now), Err(Refused::NotNewer));
-        assert_eq!(lsdb.insert(lsa(1, 6, 60, 0), 0, now), Ok(()));
+        assert_eq!(lsdb.insert(&lsa(1, 5, 60, 0), 0, now), Ok(()));
+        assert_eq!(lsdb.insert(&lsa(1, 5, 60, 0), 0, now), Err(Refused::NotNewer));
+        assert_eq!(lsdb.insert(&lsa(1, 4, 60, 0), 0, now), Err(Refused::NotNewer));
+        assert_eq!(lsdb.insert(&lsa(1, 6, 60, 0), 0, now), Ok(()));
         assert_eq!(lsdb.len(), 1);
     }
 
     #[test]
     fn the_digest_depends_on_the_content_alone() {
         let now = Instant::now();
-        let (mut a, mut b) = (Lsdb::new(Limits::MEMBER), Lsdb::new(Limits::MEMBER));
+        let (mut a, mut b) = (Lsdb::new(Limits::MEMBER, now), Lsdb::new(Limits::MEMBER, now));
         let empty = a.root();
         for signer in 0..20 {
-            a.insert(lsa(signer, 2, 60, 0), 0, now).unwrap();
+            a.insert(&lsa(signer, 2, 60, 0), 0, now).unwrap();
         }
         assert_ne!(a.root(), empty);
         for signer in (0..20).rev() {
-            b.insert(lsa(signer, 1, 60, 0), 0, now).unwrap();
-            b.insert(lsa(signer, 2, 60, 0), 3, now).unwrap();
+            b.insert(&lsa(signer, 1, 60, 0), 0, now).unwrap();
+            b.insert(&lsa(signer, 2, 60, 0), 3, now).unwrap();
         }
 
         assert_eq!(a.root(), b.root());
@@ -330,30 +339,31 @@ mod tests {
     #[test]
     fn what_is_expired_or_withdrawn_is_not_revived() {
         let now = Instant::now();
-        let mut lsdb = Lsdb::new(Limits::MEMBER);
-        lsdb.insert(lsa(1, 1, 60, 0), 50, now).unwrap();
+        let mut lsdb = Lsdb::new(Limits::MEMBER, now);
+        lsdb.insert(&lsa(1, 1, 60, 0), 50, now).unwrap();
         assert_eq!(
             lsdb.copy(&lsa(1, 1, 60, 0).key(), now + Duration::from_secs(4)).unwrap().age_s,
             54
         );
         assert_eq!(lsdb.expire(now + Duration::from_secs(10)).len(), 1);
-        assert_eq!(lsdb.insert(lsa(1, 1, 60, 0), 60, now), Err(Refused::Expired));
+        assert_eq!(lsdb.insert(&lsa(1, 1, 60, 0), 60, now), Err(Refused::Expired));
 
-        lsdb.insert(lsa(2, 2, 0, 0), 0, now).unwrap();
-        assert_eq!(lsdb.insert(lsa(2, 1, 60, 0), 0, now), Err(Refused::NotNewer));
+        lsdb.insert(&lsa(2, 2, 0, 0), 0, now).unwrap();
+        assert_eq!(lsdb.insert(&lsa(2, 1, 60, 0), 0, now), Err(Refused::NotNewer));
         assert_eq!(lsdb.expire(now + Duration::from_secs(600)), []);
         assert!(lsdb.is_empty());
-        assert_eq!(lsdb.insert(lsa(2, 2, 0, 0), 600, now), Err(Refused::Expired));
+        assert_eq!(lsdb.insert(&lsa(2, 2, 0, 0), 600, now), Err(Refused::Expired));
     }
 
     #[test]
     fn nobody_takes_more_than_its_share() {
         let now = Instant::now();
-        let mut lsdb = Lsdb::new(Limits { bytes_per_signer: 1000, bytes_of_root: 0, bytes: 1500 });
+        let mut lsdb =
+            Lsdb::new(Limits { bytes_per_signer: 1000, bytes_of_root: 0, bytes: 1500 }, now);
 
-        assert_eq!(lsdb.insert(lsa(1, 1, 60, 900), 0, now), Err(Refused::SignerQuota));
-        assert_eq!(lsdb.insert(lsa(1, 1, 60, 800), 0, now), Ok(()));
-        assert_eq!(lsdb.insert(lsa(1, 2, 60, 700), 0, now), Ok(()));
-        assert_eq!(lsdb.insert(lsa(2, 1, 60, 800), 0, now), Err(Refused::NetworkQuota));
+        assert_eq!(lsdb.insert(&lsa(1, 1, 60, 900), 0, now), Err(Refused::SignerQuota));
+        assert_eq!(lsdb.insert(&lsa(1, 1, 60, 800), 0, now), Ok(()));
+        assert_eq!(lsdb.insert(&lsa(1, 2, 60, 700), 0, now), Ok(()));
+        assert_eq!(lsdb.insert(&lsa(2, 1, 60, 800), 0, now), Err(Refused::NetworkQuota));
     }
 }

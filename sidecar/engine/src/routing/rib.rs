@@ -7,7 +7,7 @@ use wire::id::NodeId;
 
 use super::{
     spf::Reachable,
-    topology::{Announced, MAX_PREFIXES, Topology},
+    topology::{Announced, Announcement, Topology},
 };
 use crate::{
     config::Imports,
@@ -68,7 +68,7 @@ pub fn compute(
             let reach = reachable.get(&node).and_then(|ways| ways.first());
             member.announced.iter().map(move |announced| (node, reach, *announced))
         })
-        .map(|(node, reach, Announced { prefix, source, since, allowed })| {
+        .map(|(node, reach, Announced { prefix, what, allowed })| {
             let refusal = if !allowed {
                 Some("the node's attributes do not allow it this prefix".to_owned())
             } else {
@@ -82,7 +82,12 @@ pub fn compute(
             let via = reach.map(|reach| reach.via);
             let metric =
                 reach.map_or(u32::MAX, |reach| u32::try_from(reach.cost_us).unwrap_or(u32::MAX));
+            let (source, reason) = (what.source(), reason.into());
             let route = Route { prefix, node, via, metric, source, state, reason };
+            let since = match what {
+                Announcement::Claim { since } => since,
+                Announcement::Address | Announcement::Export => 0,
+            };
             Row { route, allowed, silent: silent.contains(&node), since }
         })
         .collect();
@@ -111,6 +116,7 @@ pub fn compute(
         }
     }
     rib.routes = rows.into_iter().map(|row| row.route).collect();
+    rib.routes.shrink_to_fit();
     rib
 }
 
@@ -139,7 +145,7 @@ fn give_way(rows: &mut [Row]) {
         if let Some(net) = around {
             row.route.state = RouteState::Shadowed;
             row.route.reason =
-                format!("the node does not answer, and another that does announces {net}");
+                format!("the node does not answer, and another that does announces {net}").into();
         }
     }
 }
@@ -161,7 +167,8 @@ fn settle(rows: &mut [Row]) -> Option<String> {
     let names: Vec<String> = installed.iter().map(|&i| rows[i].route.node.to_string()).collect();
     for i in installed.into_iter().filter(|&i| i != best) {
         rows[i].route.state = RouteState::Shadowed;
-        rows[i].route.reason = format!("{winner} announces the same prefix and is preferred");
+        rows[i].route.reason =
+            format!("{winner} announces the same prefix and is preferred").into();
     }
     Some(format!("{prefix} is announced by {}; {winner} carries it", names.join(" and ")))
 }
@@ -175,15 +182,9 @@ impl Own<'_> {
     fn unanswered(&self, topology: &Topology, rib: &mut Rib) {
         let subnets = self.mesh.iter().filter(|net| net.prefix_len() < net.max_prefix_len());
         for mine in subnets {
-            let refuses = topology.members().find(|(_, member)| {
-                let behind = member.body.behind.iter().take(MAX_PREFIXES);
-                behind
-                    .filter_map(|prefix| {
-                        let (address, length) = prefix.parse()?;
-                        IpNet::new(address, length).ok()
-                    })
-                    .any(|net| overlap(&net, mine))
-            });
+            let refuses = topology
+                .members()
+                .find(|(_, member)| member.behind.iter().any(|net| overlap(net, mine)));
             if let Some((node, _)) = refuses {
                 rib.conflict(format!(
                     "{mine} is exported as it is, and {node} has the same behind it and refuses ours: export it with mapTo"
@@ -260,7 +261,7 @@ mod tests {
                 metric,
                 source: RouteSource::Lsa,
                 state: RouteState::Installed,
-                reason: String::new(),
+                reason: "".into(),
             },
             allowed: true,
             silent,

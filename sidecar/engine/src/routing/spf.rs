@@ -83,6 +83,7 @@ impl FromIterator<(NodeId, Reach)> for Reachable {
             let end = reachable.ways.len();
             reachable.nodes.extend(same.first().map(|(node, _)| (*node, end)));
         }
+        reachable.nodes.shrink_to_fit();
         reachable
     }
 }
@@ -123,7 +124,7 @@ fn from_link(me: NodeId, link: &OwnLink, topology: &Topology) -> Vec<(NodeId, Re
         }
         let Some(member) = topology.member(node) else { continue };
         settled.insert(node, Reach { cost_us, hops, via: link.to });
-        if !member.body.transit || hops >= u32::from(wire::datagram::HOP_LIMIT) {
+        if !member.transit || hops >= u32::from(wire::datagram::HOP_LIMIT) {
             continue;
         }
         for edge in topology.edges(node) {
@@ -177,12 +178,10 @@ impl Throttle {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
 
     use wire::{
-        certificate::Attributes,
         id::{DhKey, NodeKeys, SignKey},
-        lsa::{LinkBody, Neighbour, NodeBody},
+        lsa::{LinkBody, Neighbour},
     };
 
     use super::*;
@@ -195,16 +194,18 @@ mod tests {
     fn topology(members: &[(u8, bool)], edges: &[(u8, u8, u32)]) -> Topology {
         let mut topology = Topology::default();
         for &(number, transit) in members {
-            topology.set_member(
-                node(number),
-                Member::new(
-                    NodeKeys { sign: SignKey([0; 32]), dh: DhKey([0; 32]) },
-                    1,
-                    &Attributes::default(),
-                    NodeBody { transit, ..NodeBody::default() },
-                    1,
-                ),
-            );
+            let member = Member {
+                keys: NodeKeys { sign: SignKey([0; 32]), dh: DhKey([0; 32]) },
+                serial: 1,
+                hostname: "".into(),
+                version: "".into(),
+                transit,
+                announced: [].into(),
+                behind: [].into(),
+                seq: 1,
+                gk_epoch: 0,
+            };
+            topology.set_member(node(number), member);
             let neighbours = edges
                 .iter()
                 .filter(|(from, _, _)| *from == number)
@@ -222,7 +223,7 @@ mod tests {
     #[test]
     fn members_behind_a_server_are_reached_and_not_expanded() {
         let mut topology = topology(&[(2, true), (3, false)], &[(2, 3, 5), (3, 2, 5)]);
-        topology.set_attached(node(100), BTreeSet::from([node(1), node(2)]));
+        topology.set_attached(node(100), vec![node(1), node(2)].into());
 
         let link = OwnLink { to: node(100), cost_us: 10, server: true };
         let ways = compute(node(1), &[link], &[], &topology);
@@ -258,8 +259,8 @@ mod tests {
     #[test]
     fn of_several_ways_the_best_is_first_and_a_direct_one_counts_where_no_link_leads() {
         let mut topology = topology(&[(2, false), (3, false), (4, false)], &[(3, 101, 5)]);
-        topology.set_attached(node(100), BTreeSet::from([node(2), node(3), node(9)]));
-        topology.set_attached(node(101), BTreeSet::from([node(3)]));
+        topology.set_attached(node(100), vec![node(2), node(3), node(9)].into());
+        topology.set_attached(node(101), vec![node(3)].into());
         let link = |to, cost_us| OwnLink { to: node(to), cost_us, server: true };
         let direct = [3, 4].map(|to| (node(to), Reach { cost_us: 1, hops: 1, via: node(to) }));
 

@@ -1,13 +1,13 @@
 //! The graph as members see it: what the LSAs say, and who is attached to which public server.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
 
 use ipnet::IpNet;
 use session::certificate::allows;
 use wire::{
     certificate::{Attributes, Prefix},
     id::{NodeId, NodeKeys},
-    lsa::{LinkBody, NodeBody},
+    lsa::{Head, LinkBody, NodeBody},
 };
 
 use crate::snapshot::RouteSource;
@@ -15,29 +15,56 @@ use crate::snapshot::RouteSource;
 /// Prefixes that one node may announce; more are not looked at.
 pub const MAX_PREFIXES: usize = 256;
 
-/// What a member says of itself, opened and checked.
+/// What a member says of itself, opened and checked; only what somebody asks for, since there are thousands of members.
 #[derive(Clone, Debug)]
 pub struct Member {
     pub keys: NodeKeys,
     /// Of its identity certificate.
     pub serial: u64,
-    /// Without what nobody asks for any more once it was read: there are thousands of members.
-    pub body: NodeBody,
+    pub hostname: Box<str>,
+    pub version: Box<str>,
+    /// It carries other members' traffic.
+    pub transit: bool,
     /// Everything that it announces.
     pub announced: Box<[Announced]>,
+    /// What its mapped exports are on its host.
+    pub behind: Box<[IpNet]>,
     /// Sequence of the NODE that said so.
     pub seq: u64,
+    /// Low byte of the epoch of the group key that sealed it.
+    pub gk_epoch: u8,
 }
 
 /// A prefix that a member announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
     pub prefix: IpNet,
-    pub source: RouteSource,
-    /// Unix seconds of a claim, else 0.
-    pub since: u64,
+    pub what: Announcement,
     /// The member's attributes allow it the prefix.
     pub allowed: bool,
+}
+
+/// As what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announcement {
+    /// An overlay address of its own that nobody has to agree to.
+    Address,
+    /// One that is its own as long as nobody has the better claim.
+    Claim {
+        /// Unix seconds.
+        since: u64,
+    },
+    /// A subnet behind it.
+    Export,
+}
+
+impl Announcement {
+    pub fn source(self) -> RouteSource {
+        match self {
+            Self::Claim { .. } => RouteSource::Claim,
+            Self::Address | Self::Export => RouteSource::Lsa,
+        }
+    }
 }
 
 impl Member {
@@ -47,37 +74,48 @@ impl Member {
         serial: u64,
         attributes: &Attributes,
         body: NodeBody,
-        seq: u64,
+        head: &Head,
     ) -> Self {
-        let announced = announced(attributes, &body);
-        let body = NodeBody {
-            attributes: None,
-            candidates: Vec::new(),
-            profile: None,
-            homes: Vec::new(),
-            os: String::new(),
-            arch: String::new(),
-            ..body
-        };
-        Self { keys, serial, body, announced, seq }
+        Self {
+            keys,
+            serial,
+            announced: announced(attributes, &body),
+            behind: body.behind.iter().take(MAX_PREFIXES).filter_map(network).collect(),
+            hostname: body.hostname.into(),
+            version: body.version.into(),
+            transit: body.transit,
+            seq: head.seq,
+            gk_epoch: head.gk_epoch,
+        }
+    }
+
+    /// Its overlay addresses, claimed ones with them.
+    pub fn addresses(&self) -> impl Iterator<Item = &Announced> {
+        self.announced.iter().filter(|announced| announced.what != Announcement::Export)
+    }
+
+    /// The subnets behind it.
+    pub fn exports(&self) -> impl Iterator<Item = &Announced> {
+        self.announced.iter().filter(|announced| announced.what == Announcement::Export)
     }
 }
 
 fn announced(attributes: &Attributes, body: &NodeBody) -> Box<[Announced]> {
-    let fixed = body.addresses.iter().map(|prefix| (prefix, RouteSource::Lsa, 0));
+    let fixed = body.addresses.iter().map(|prefix| (prefix, Announcement::Address));
     let claims = body.claims.iter().filter_map(|claim| {
-        let prefix = claim.prefix.as_ref()?;
-        Some((prefix, RouteSource::Claim, claim.since))
+        Some((claim.prefix.as_ref()?, Announcement::Claim { since: claim.since }))
     });
-    let exports = body.exports.iter().map(|prefix| (prefix, RouteSource::Lsa, 0));
+    let exports = body.exports.iter().map(|prefix| (prefix, Announcement::Export));
     let all = fixed.chain(claims).chain(exports).take(MAX_PREFIXES);
-    let announced = all.filter_map(|(prefix, source, since)| {
-        let (address, length) = Prefix::parse(prefix)?;
-        let net = IpNet::new(address, length).ok()?.trunc();
-        let allowed = allows(attributes, prefix);
-        Some(Announced { prefix: net, source, since, allowed })
+    let announced = all.filter_map(|(prefix, what)| {
+        Some(Announced { prefix: network(prefix)?, what, allowed: allows(attributes, prefix) })
     });
     announced.collect()
+}
+
+fn network(prefix: &Prefix) -> Option<IpNet> {
+    let (address, length) = prefix.parse()?;
+    Some(IpNet::new(address, length).ok()?.trunc())
 }
 
 /// An advertised adjacency.
@@ -91,54 +129,70 @@ pub struct Edge {
 /// All that routing knows.
 #[derive(Clone, Debug, Default)]
 pub struct Topology {
-    members: BTreeMap<NodeId, Member>,
-    edges: BTreeMap<NodeId, Vec<Edge>>,
-    attached: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    nodes: BTreeMap<NodeId, Known>,
+    /// In the order of nodes.
+    attached: BTreeMap<NodeId, Arc<Vec<NodeId>>>,
+}
+
+/// What one node said: of itself, and of its links. Boxed, since a third of a tree's places is empty.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    member: Option<Box<Member>>,
+    edges: Box<[Edge]>,
 }
 
 impl Topology {
     pub fn set_member(&mut self, node: NodeId, member: Member) {
-        self.members.insert(node, member);
+        self.nodes.entry(node).or_default().member = Some(Box::new(member));
     }
 
+    /// Forgets a member with its links.
     pub fn remove_member(&mut self, node: NodeId) -> Option<Member> {
-        self.edges.remove(&node);
-        self.members.remove(&node)
+        self.nodes.remove(&node)?.member.map(|member| *member)
     }
 
     pub fn member(&self, node: NodeId) -> Option<&Member> {
-        self.members.get(&node)
+        self.nodes.get(&node)?.member.as_deref()
     }
 
     pub fn members(&self) -> impl Iterator<Item = (NodeId, &Member)> {
-        self.members.iter().map(|(node, member)| (*node, member))
+        self.members_in(NodeId([0; 16])..=NodeId([0xff; 16]))
+    }
+
+    /// Those among a range of ids.
+    pub fn members_in(
+        &self,
+        ids: RangeInclusive<NodeId>,
+    ) -> impl Iterator<Item = (NodeId, &Member)> {
+        let nodes = self.nodes.range(ids);
+        nodes.filter_map(|(node, known)| Some((*node, known.member.as_deref()?)))
     }
 
     pub fn set_links(&mut self, node: NodeId, body: &LinkBody) {
-        let edges = body
-            .neighbours
-            .iter()
-            .filter_map(|neighbour| {
-                Some(Edge {
-                    to: NodeId::from_slice(&neighbour.node)?,
-                    cost_us: neighbour.cost_us,
-                    server: neighbour.server,
-                })
+        let edges = body.neighbours.iter().filter_map(|neighbour| {
+            Some(Edge {
+                to: NodeId::from_slice(&neighbour.node)?,
+                cost_us: neighbour.cost_us,
+                server: neighbour.server,
             })
-            .collect();
-        self.edges.insert(node, edges);
+        });
+        self.nodes.entry(node).or_default().edges = edges.collect();
     }
 
     pub fn remove_links(&mut self, node: NodeId) {
-        self.edges.remove(&node);
+        let Some(known) = self.nodes.get_mut(&node) else { return };
+        known.edges = Box::default();
+        if known.member.is_none() {
+            self.nodes.remove(&node);
+        }
     }
 
     pub fn edges(&self, node: NodeId) -> &[Edge] {
-        self.edges.get(&node).map_or(&[], Vec::as_slice)
+        self.nodes.get(&node).map_or(&[], |known| &known.edges)
     }
 
-    /// Who is attached to `server`, whole.
-    pub fn set_attached(&mut self, server: NodeId, nodes: BTreeSet<NodeId>) {
+    /// Who is attached to `server`, whole and in the order of nodes.
+    pub fn set_attached(&mut self, server: NodeId, nodes: Arc<Vec<NodeId>>) {
         self.attached.insert(server, nodes);
     }
 
@@ -147,20 +201,18 @@ impl Topology {
     }
 
     pub fn attached(&self, server: NodeId) -> impl Iterator<Item = NodeId> {
-        self.attached.get(&server).into_iter().flatten().copied()
+        self.attached.get(&server).into_iter().flat_map(|nodes| nodes.iter().copied())
     }
 
     /// The members that are attached to `server`, in their order, each with the cost that it advertises of its link there.
     pub fn members_at(&self, server: NodeId) -> impl Iterator<Item = (NodeId, Option<u32>)> {
-        // All three have the order of nodes: one walk through each instead of searches for each of thousands.
-        let mut members = self.members.keys().peekable();
-        let mut edges = self.edges.iter().peekable();
+        // Both have the order of nodes: one walk through each instead of searches for each of thousands.
+        let mut nodes = self.nodes.iter().peekable();
         self.attached(server).filter_map(move |node| {
-            while members.next_if(|member| **member < node).is_some() {}
-            members.next_if(|member| **member == node)?;
-            while edges.next_if(|(from, _)| **from < node).is_some() {}
-            let own = edges.next_if(|(from, _)| **from == node).into_iter();
-            let there = own.flat_map(|(_, edges)| edges).find(|edge| edge.to == server);
+            while nodes.next_if(|(known, _)| **known < node).is_some() {}
+            let (_, known) = nodes.next_if(|(known, _)| **known == node)?;
+            known.member.as_ref()?;
+            let there = known.edges.iter().find(|edge| edge.to == server);
             Some((node, there.map(|edge| edge.cost_us)))
         })
     }
