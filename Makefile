@@ -32,9 +32,9 @@ lint:
 bench: root prepare build-release
 	@EASYNET_BIN=$(CURDIR)/target/release/easynet target/release/bench
 
-## bench-scale: two thousand nodes against one operator and a real API server, on a machine that does nothing else for two minutes
+## bench-scale: two thousand nodes against one operator and a real API server, with times as a machine has them that does nothing else for two minutes
 bench-scale: root prepare prepare-kube build
-	$(CARGO) test --workspace --test operator_scale -- --include-ignored --nocapture
+	EASYNET_TEST_STRICT_TIMES=1 $(CARGO) test --workspace --test operator_scale -- --nocapture
 
 ## image: dist/easynet-image.tar, a docker-archive named easynet:dev, and into a container engine if one answers
 image: STATIC := $(shell uname -m)-unknown-linux-gnu

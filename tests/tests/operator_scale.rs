@@ -1,4 +1,7 @@
 //! Two thousand nodes: one operator process, the real API server, and as many real sessions of the feed.
+//!
+//! What is asked of the API server, what the operator keeps, and that everybody has what was applied holds on any machine. Times are
+//! those of two cores that do nothing else, which `make bench-scale` asks for by [`STRICT`]; otherwise they may be [`SLACK`] times as long.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
@@ -28,9 +31,12 @@ const FLAPPING: usize = 1000;
 const SOURCES: usize = 100;
 /// Requests of the harness under way at once.
 const AT_ONCE: usize = 32;
+/// Set in the environment: this machine does nothing else.
+const STRICT: &str = "EASYNET_TEST_STRICT_TIMES";
+/// What other work on the machine may cost: the API server alone takes longer beside it than the bounds are.
+const SLACK: u32 = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a machine that does nothing else, which `make bench-scale` asks for: beside other work the API server alone takes longer than the bounds"]
 async fn two_thousand_nodes_are_configured_and_cost_the_api_server_little() {
     if alone_again(SOURCES, 3 * NODES) {
         return;
@@ -59,9 +65,10 @@ async fn two_thousand_nodes_are_configured_and_cost_the_api_server_little() {
             bed.session(reached(operator.feed, number), &root, &name(number), &tokens[number])
         })
         .collect();
-    all_have(&mut agents, "\"network\"", Duration::from_secs(30)).await;
+    let (configured_within, changed_within) = (within(30), within(2));
+    all_have(&mut agents, "\"network\"", configured_within).await;
     let configured = began.elapsed();
-    bed.wait_for(Duration::from_secs(120), "keys in every EasyPeer", || async {
+    bed.wait_for(within(120), "keys in every EasyPeer", || async {
         let peers = bed.peers().await;
         let known = peers.values().filter(|peer| peer.spec.keys.is_some());
         (known.count() == NODES).then_some(())
@@ -72,7 +79,7 @@ async fn two_thousand_nodes_are_configured_and_cost_the_api_server_little() {
     let requests = since(&mut audit).await;
     let (reads, writes) = count(&requests);
     println!(
-        "{NODES} configured in {configured:?}, all written in {settled:?}, with {reads} reads and {writes} writes; RSS {} -> {} MB",
+        "{NODES} configured in {configured:?} of {configured_within:?}, all written in {settled:?}, with {reads} reads and {writes} writes; RSS {} -> {} MB",
         idle >> 20,
         used >> 20
     );
@@ -80,7 +87,7 @@ async fn two_thousand_nodes_are_configured_and_cost_the_api_server_little() {
     // One field.
     let began = Instant::now();
     bed.patch(json!({"spec": {"transport": {"mtu": 1400}}})).await;
-    all_have(&mut agents, "1400", Duration::from_secs(10)).await;
+    all_have(&mut agents, "1400", within(10)).await;
     let changed = began.elapsed();
 
     // A thousand that come and go five times a second.
@@ -101,18 +108,24 @@ async fn two_thousand_nodes_are_configured_and_cost_the_api_server_little() {
     let per_second = flap_writes as f64 / flapped.as_secs_f64();
     let used = used.max(operator.memory());
     println!(
-        "one field in {changed:?}; {FLAPPING} flapping: {per_second:.1} writes/s; RSS {} MB",
+        "one field in {changed:?} of {changed_within:?}; {FLAPPING} flapping: {per_second:.1} writes/s; RSS {} MB",
         used >> 20
     );
 
-    assert!(configured <= Duration::from_secs(30), "{configured:?}");
-    assert!(changed <= Duration::from_secs(2), "{changed:?}");
+    assert!(configured <= configured_within, "{configured:?}");
+    assert!(changed <= changed_within, "{changed:?}");
     assert!(used <= 150 << 20, "{used} bytes");
     // A review of each token, whose pod the index has; each EasyPeer made, and given its keys and its states.
     assert!(reads <= 100, "{reads} reads");
     assert!(writes <= 5 * NODES, "{writes} writes");
     // The lease is renewed beside it.
     assert!(per_second <= 21.0, "{per_second} writes a second");
+}
+
+/// So many seconds, on a machine that does nothing else.
+fn within(seconds: u64) -> Duration {
+    let strict = Duration::from_secs(seconds);
+    if std::env::var_os(STRICT).is_some() { strict } else { strict * SLACK }
 }
 
 /// The feed, as the node reaches it that is `number`: whoever dials an address of this machine comes from that one, and the feed counts

@@ -475,8 +475,10 @@ pub fn alone_again(addresses: usize, files: usize) -> bool {
     let again = format!(
         "ulimit -n {files} && ip link set lo up && {own}exec {exe} --include-ignored --exact --nocapture {test}"
     );
-    let mut command = Command::new("unshare");
-    let status = command.args(["--net", "sh", "-c", &again]).env(ALONE, "1").status();
+    // Waiting here, this thread ends when the test does.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", &again]);
+    let status = command.env(ALONE, "1").status();
     assert!(
         status.expect("unshare runs").success(),
         "see above; this needs root, and {files} files"
