@@ -8,6 +8,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use config::PassedOver;
 use engine::{
     path::addr::{Carrier, Hop},
     snapshot::{self, PathState, PeerState, RouteSource, RouteState, ServerState},
@@ -17,6 +18,7 @@ use netio::{
     driver::{Recorded, View},
     udp::UdpSockets,
 };
+use rpc::feed::{MAX_PASSED_OVER, MAX_PASSED_OVER_LEN};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use wire::{
@@ -41,6 +43,8 @@ pub struct Facts {
     pub source: String,
     /// The session with the configuration server, if there is to be one.
     pub server: Option<watch::Receiver<Health>>,
+    /// What this version does not know of what the configuration server delivered, if there is one.
+    pub passed_over: Option<watch::Receiver<Vec<PassedOver>>>,
     pub applied: ArcSwap<Applied>,
     /// Chains of others that drop what is forwarded; `None` until looked at, or if that does not matter here.
     pub forward_drops: ArcSwap<Option<Vec<String>>>,
@@ -812,6 +816,7 @@ impl Facts {
             }
         }
         conditions.extend(self.configured());
+        conditions.extend(self.known());
         let offset = servers
             .iter()
             .filter_map(|server| server.clock_offset_s)
@@ -842,6 +847,34 @@ impl Facts {
         })
     }
 
+    fn known(&self) -> Option<Condition> {
+        let kind = "ConfigKnown";
+        let passed_over = self.passed_over.as_ref()?.borrow();
+        if passed_over.is_empty() {
+            let message = "This version knows all of its configuration";
+            return Some(condition(kind, true, "Known", message));
+        }
+        let named: Vec<String> =
+            passed_over.iter().take(PASSED_OVER_NAMED).map(short_name).collect();
+        let more = match passed_over.len().saturating_sub(PASSED_OVER_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let message = format!(
+            "This version, {}, does not know {}{more} of its configuration, and passes it over: upgrade it",
+            env!("CARGO_PKG_VERSION"),
+            named.join(", ")
+        );
+        Some(condition(kind, false, "PassedOver", message))
+    }
+
+    /// What this version does not know of its configuration, as the configuration server is told.
+    pub fn passed_over(&self) -> Vec<String> {
+        let passed_over = self.passed_over.as_ref().map(watch::Receiver::borrow);
+        let parts = passed_over.iter().flat_map(|parts| parts.iter());
+        parts.take(MAX_PASSED_OVER).map(short_name).collect()
+    }
+
     fn listening(&self) -> Condition {
         let failed: Vec<String> = self
             .listeners
@@ -853,6 +886,15 @@ impl Facts {
         }
         condition("Listening", false, "NotBound", failed.join("; "))
     }
+}
+
+/// Parts of a configuration that a sentence names.
+const PASSED_OVER_NAMED: usize = 3;
+
+fn short_name(part: &PassedOver) -> String {
+    let mut name = part.to_string();
+    name.truncate(name.floor_char_boundary(MAX_PASSED_OVER_LEN));
+    name
 }
 
 /// So many characters of a node's id stand for it.

@@ -42,10 +42,12 @@ use sidecar::source::{
     FeedUrl, Standing,
     feed::{self, Link, Parts},
 };
+use tests::{cluster::bed::alone_again, lab::node::binary};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::watch,
 };
+use wire::id::{DhKey, NodeKeys, SignKey};
 
 const WITHIN: Duration = Duration::from_secs(10);
 const NETWORK: &str = "prod";
@@ -195,7 +197,11 @@ impl Bench {
 }
 
 fn url(server: SocketAddr, root: &Root) -> FeedUrl {
-    format!("tcp://{server}/{NETWORK}?k={}", root.key()).parse().unwrap()
+    url_text(server, root).parse().unwrap()
+}
+
+fn url_text(server: SocketAddr, root: &Root) -> String {
+    format!("tcp://{server}/{NETWORK}?k={}", root.key())
 }
 
 async fn revision(link: &mut Link, wanted: u64) -> Arc<rpc::feed::Desired> {
@@ -221,7 +227,8 @@ async fn a_member_gets_its_configuration_and_says_what_became_of_it() {
     let desired = revision(&mut link, 1).await;
 
     let delivered = config::parse_delivered(&desired.sidecar).expect("a valid configuration");
-    assert_eq!(delivered.hostname.unwrap().value.unwrap().as_str(), "node-1");
+    let hostname = delivered.partial.hostname.unwrap().value.unwrap();
+    assert_eq!(hostname.as_str(), "node-1");
     let standing =
         Standing::read(&desired, &identity(1).keys(), None, unix()).expect("makes it a member");
     assert_eq!(standing.membership.network, issuer().network());
@@ -421,7 +428,22 @@ async fn a_member_takes_of_what_a_later_server_says_what_it_knows() {
     let desired = revision(&mut link, 1).await;
     let standing = Standing::read(&desired, &identity(1).keys(), None, unix()).expect("a member");
     assert_eq!((standing.epochs(), standing.records.len()), (vec![1], 1));
-    let settings = config::parse_delivered(&desired.sidecar).expect("known parts").settle();
+    let delivered = config::parse_delivered(&desired.sidecar).expect("known parts");
+    let passed_over: Vec<&str> =
+        delivered.passed_over.iter().map(|part| part.path.as_str()).collect();
+    assert_eq!(
+        passed_over,
+        [
+            "colour",
+            "exports[0].weight",
+            "exports[1].masquerade",
+            "node.mood",
+            "peers[6]",
+            "transport.pace",
+            "transport.punch"
+        ]
+    );
+    let settings = delivered.partial.settle();
     assert_eq!(settings.hostname.value.unwrap().as_str(), "node-1");
     assert_eq!((settings.exports.value.len(), settings.peers.value.len()), (1, 6));
     assert_eq!(settings.mtu.value.to_string(), "1400");
@@ -460,7 +482,7 @@ async fn a_member_takes_what_an_earlier_server_says_and_does_without_the_rest() 
 
     let desired = revision(&mut link, 1).await;
     Standing::read(&desired, &identity(1).keys(), None, unix()).expect("a member");
-    let settings = config::parse_delivered(&desired.sidecar).unwrap().settle();
+    let settings = config::parse_delivered(&desired.sidecar).unwrap().partial.settle();
     assert_eq!(settings.hostname.value.unwrap().as_str(), "node-1");
 
     // It does not know this call yet; the session goes on.
@@ -504,7 +526,17 @@ async fn a_server_takes_what_members_of_other_versions_say() {
         let condition =
             rpc::feed::Condition { kind: "MoodGood".into(), ..rpc::feed::Condition::default() };
         let transition = Transition { kind: "mood".into(), ..Transition::default() };
-        let mut status = Status { revision: 1, ready: true, ..Status::default() }.encode_to_vec();
+        let passed_over: Vec<String> = match more {
+            [] => vec![],
+            _ => vec!["transport.punch \"gently\"".to_owned(), "node.mood".to_owned()],
+        };
+        let status = Status {
+            revision: 1,
+            ready: true,
+            passed_over: passed_over.clone(),
+            ..Status::default()
+        };
+        let mut status = status.encode_to_vec();
         status.extend(inner(4, &with_more(Peers { total: 3, ..Peers::default() }.encode_to_vec())));
         status.extend(inner(5, &with_more(condition.encode_to_vec())));
         status.extend(inner(6, &with_more(transition.encode_to_vec())));
@@ -517,9 +549,76 @@ async fn a_server_takes_what_members_of_other_versions_say() {
         assert_eq!((status.ready, status.peers.unwrap().total), (true, 3));
         assert_eq!(status.conditions, [condition]);
         assert_eq!(status.transitions, [transition]);
+        assert_eq!(status.passed_over, passed_over);
         drop(member);
         assert_eq!(bench.report().await.event, Event::Gone);
     }
+}
+
+#[tokio::test]
+async fn a_node_says_what_it_passes_over_of_a_later_configuration_and_refuses_what_has_no_stand_in()
+{
+    if alone_again(0, 1024) {
+        return;
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let node = Running::start(&url_text(listener.local_addr().unwrap(), &root()));
+    let (mut server, enroll) = Raw::accept_node(&listener).await;
+    let keys = NodeKeys {
+        sign: SignKey::from_slice(&enroll.sign).unwrap(),
+        dh: DhKey::from_slice(&enroll.dh).unwrap(),
+    };
+    let known = delivered_to(keys, 1);
+    let with = |revision, change: &dyn Fn(&mut Value)| {
+        let mut sidecar: Value = serde_json::from_str(&known.sidecar).unwrap();
+        change(&mut sidecar);
+        Desired { revision, sidecar: sidecar.to_string(), ..known.clone() }.encode_to_vec()
+    };
+
+    let later = with(1, &|sidecar| {
+        sidecar["node"]["mood"] = json!("calm");
+        sidecar["transport"] = json!({"punch": "gently"});
+    });
+    server.ask(1, DESIRED, &later).await;
+
+    let applied = Applied::decode(&*server.asked(APPLIED).await).unwrap();
+    assert_eq!((applied.revision, applied.error.as_str()), (1, ""));
+    let passes_over = ["node.mood", "transport.punch \"gently\""];
+    let status = server.status(|status| !status.passed_over.is_empty()).await;
+    assert_eq!(status.passed_over, passes_over);
+    let known_to_it = |status: &Status| {
+        let mut conditions = status.conditions.iter();
+        let condition = conditions.find(|condition| condition.kind == "ConfigKnown").unwrap();
+        (condition.status, condition.reason.clone(), condition.message.clone())
+    };
+    let (is_known, reason, message) = known_to_it(&status);
+    assert_eq!((is_known, reason.as_str()), (false, "PassedOver"));
+    let said = "does not know node.mood, transport.punch \"gently\" of its configuration";
+    assert!(message.contains(said), "{message}");
+    let page = node.cli("status");
+    assert!(page.contains("PassedOver") && page.contains(said), "{page}");
+    let findings: Value = serde_json::from_str(&node.cli("doctor -o json")).unwrap();
+    let mut findings = findings.as_array().unwrap().iter();
+    let finding = findings.find(|finding| finding["check"] == "config").unwrap();
+    assert_eq!(finding["level"], "note", "{finding}");
+    assert!(finding["remedy"].as_str().unwrap().contains("Upgrade"), "{finding}");
+
+    // Nothing that it knows may stand in for an address.
+    server.ask(2, DESIRED, &with(2, &|sidecar| sidecar["node"]["ipv4"] = json!("anycast"))).await;
+
+    let applied = Applied::decode(&*server.asked(APPLIED).await).unwrap();
+    assert_eq!(applied.revision, 2);
+    assert!(applied.error.contains("node.ipv4"), "{}", applied.error);
+    let page: Value = serde_json::from_str(&node.cli("status -o json")).unwrap();
+    assert_eq!(page["config"]["revision"], 1);
+
+    server.ask(3, DESIRED, &with(3, &|_| {})).await;
+
+    let status = server.status(|status| status.revision == 3).await;
+    assert_eq!((status.passed_over.len(), known_to_it(&status).0), (0, true));
+    let log = node.log();
+    let warned = log.lines().filter(|line| line.contains("of a later version")).count();
+    assert_eq!(warned, 1, "{log}");
 }
 
 #[tokio::test]
@@ -563,7 +662,12 @@ fn inner(number: u8, message: &[u8]) -> Vec<u8> {
 
 /// What the real server would deliver to a member of the table.
 fn delivered(number: usize) -> Desired {
-    let mut holder = Holder::new(identity(number).keys());
+    delivered_to(identity(number).keys(), number)
+}
+
+/// The same to whoever has these keys.
+fn delivered_to(keys: NodeKeys, number: usize) -> Desired {
+    let mut holder = Holder::new(keys);
     match holder.next(&table(number + 1, 1), NETWORK, &key(number), unix()) {
         Next::Send(desired) => *desired,
         other @ (Next::Nothing | Next::Unknown | Next::Retire) => panic!("{other:?}"),
@@ -590,13 +694,28 @@ impl Raw {
         };
         let resolver = Resolver::new(resolve::Config::default(), group.child("resolver"));
         let link = feed::spawn(parts, resolver, &group);
-        let (stream, _) = listener.accept().await.unwrap();
+        (Self::accept(&listener).await, link, group)
+    }
+
+    /// The server's end of the session of a real node, and who that says it is.
+    async fn accept_node(listener: &tokio::net::TcpListener) -> (Self, Enroll) {
+        let mut raw = Self::accept(listener).await;
+        let asked = raw.frame().await;
+        assert_eq!(asked.method, ENROLL);
+        let enrolled = Enrolled { member: "node-1".into(), unix_s: unix(), ..Enrolled::default() };
+        raw.answer(asked.call, &enrolled.encode_to_vec()).await;
+        (raw, Enroll::decode(&*asked.body).unwrap())
+    }
+
+    async fn accept(listener: &tokio::net::TcpListener) -> Self {
+        let accepted = tokio::time::timeout(WITHIN, listener.accept()).await;
+        let (stream, _) = accepted.expect("a member dials").unwrap();
         let mut rng = ChaCha12Rng::from_seed([9; 32]);
         let server = session::feed::Server::new(&root(), wire::control::AEAD_CHACHA, &mut rng);
         let feed = Feed::accept(Arc::new(server), [5; 32], Instant::now());
         let mut raw = Self { stream, feed };
         raw.establish().await;
-        (raw, link, group)
+        raw
     }
 
     /// A member's end of a session with a real server.
@@ -672,10 +791,83 @@ impl Raw {
         self.send(&Frame { call, kind, method, deadline_ms: 10_000, body: body.to_vec() }).await;
     }
 
+    /// What the member asks by `method` next; whatever it asks is answered.
+    async fn asked(&mut self, method: u32) -> Vec<u8> {
+        loop {
+            let frame = self.frame().await;
+            if frame.kind() != Kind::Request {
+                continue;
+            }
+            self.answer(frame.call, &[]).await;
+            if frame.method == method {
+                return frame.body;
+            }
+        }
+    }
+
+    /// The next status of the member that is so.
+    async fn status(&mut self, is_so: impl Fn(&Status) -> bool) -> Status {
+        loop {
+            let status = Status::decode(&*self.asked(STATUS).await).unwrap();
+            if is_so(&status) {
+                return status;
+            }
+        }
+    }
+
     async fn answer(&mut self, call: u64, body: &[u8]) {
         for frame in frame::answer(call, body) {
             self.send(&frame).await;
         }
+    }
+}
+
+/// A real node that a server configures.
+struct Running {
+    dir: tempfile::TempDir,
+    child: Child,
+}
+
+impl Running {
+    fn start(url: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let own = |name: &str| dir.path().join(name);
+        fs::write(own("token"), "token-1").unwrap();
+        let log = fs::File::create(own("log")).unwrap();
+        let child = Command::new(binary())
+            .args(["run", "--config-server", url, "--config-server-token-file"])
+            .arg(own("token"))
+            .arg("--state-dir")
+            .arg(own("state"))
+            .arg("--admin")
+            .arg(own("admin.sock"))
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { dir, child }
+    }
+
+    fn cli(&self, args: &str) -> String {
+        let output = Command::new(binary())
+            .args(args.split(' '))
+            .arg("--admin")
+            .arg(self.dir.path().join("admin.sock"))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -56,6 +56,32 @@ async fn every_failure_has_a_reason_and_a_message_that_helps() {
     let said = expect(&bed, "prod", "AddressConflictFree", "AnnouncementRefused").await;
     assert!(said.contains(refusal), "{said}");
 
+    // A node of an earlier version does not know all that it is told; it runs the rest.
+    let condition = rpc::feed::Condition {
+        kind: "ConfigKnown".into(),
+        status: false,
+        reason: "PassedOver".into(),
+        message: "This version, 0.0.9, does not know node.mood of its configuration".into(),
+    };
+    agent.link.up.status(told(revision, |status| {
+        status.passed_over = vec!["node.mood".into()];
+        status.conditions = vec![condition.clone()];
+    }));
+    for kind in ["Programmed", "Ready"] {
+        let said = expect(&bed, "prod", kind, "AgentsOutdated").await;
+        assert!(said.contains("node node-1") && said.contains("node.mood"), "{said}");
+    }
+    let shown = bed
+        .wait("the EasyPeer's condition", || async {
+            let peer = bed.peers().await.remove("node-1")?;
+            peer.status?.conditions.into_iter().find(|shown| shown.type_ == "ConfigKnown")
+        })
+        .await;
+    assert_eq!(
+        (shown.status.as_str(), shown.reason, shown.message),
+        ("False", condition.reason, condition.message)
+    );
+
     // A node cannot do what it is told.
     let error = "the port 11010 is taken".to_owned();
     agent.link.up.applied(Applied { revision, error, ..Applied::default() });
@@ -63,6 +89,12 @@ async fn every_failure_has_a_reason_and_a_message_that_helps() {
     for part in ["node-1", "the port 11010 is taken"] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    let error = bed
+        .wait("the EasyPeer's error", || async {
+            bed.peers().await.remove("node-1")?.status?.applied_error
+        })
+        .await;
+    assert_eq!(error, "the port 11010 is taken");
     operator.stop().await;
 }
 

@@ -17,6 +17,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::ResourceExt;
+use rpc::feed::{MAX_PASSED_OVER, MAX_PASSED_OVER_LEN};
 use wire::id::NodeId;
 
 use super::{
@@ -88,6 +89,8 @@ reasons! {
     AgentNotRunning,
     /// An agent could not apply its configuration.
     AgentFailed,
+    /// Every agent runs this generation, but for what its older version does not know.
+    AgentsOutdated,
     /// A node has no TUN device.
     TunMissing,
     /// The port is taken on a node.
@@ -472,7 +475,7 @@ pub fn transitions(about: &About, before: &[Condition], after: &[Condition]) -> 
         let is_routine = now.reason == Reason::AgentsPending.as_str();
         (!same && !expected && !is_routine && now.status != "Unknown").then(|| Notice {
             about: about.clone(),
-            warning: now.status == "False",
+            warning: now.status == "False" || now.reason == Reason::AgentsOutdated.as_str(),
             reason: now.reason.clone(),
             message: now.message,
         })
@@ -513,9 +516,11 @@ fn summary(all: [&Verdict; 5]) -> Verdict {
         all.into_iter()
             .find(|verdict| verdict.status == "Unknown" && verdict.reason != Reason::Alone)
     };
-    match wrong.or_else(open) {
-        Some(first) => verdict("False", first.reason, first.message.clone()),
-        None => verdict("True", Reason::Ready, "the network does what it was asked to"),
+    let partial = || all.into_iter().find(|verdict| verdict.reason == Reason::AgentsOutdated);
+    match (wrong.or_else(open), partial()) {
+        (Some(first), _) => verdict("False", first.reason, first.message.clone()),
+        (None, Some(partial)) => verdict("True", partial.reason, partial.message.clone()),
+        (None, None) => verdict("True", Reason::Ready, "the network does what it was asked to"),
     }
 }
 
@@ -534,7 +539,8 @@ fn programmed(input: &Input<'_>, findings: &Findings, members: &Members) -> Verd
         );
     }
     if members.agents.desired == 0 {
-        return verdict("True", Reason::NoNodes, "no node is to have an agent");
+        let nobody = "no node is to have an agent";
+        return members.outdated(nobody).unwrap_or(verdict("True", Reason::NoNodes, nobody));
     }
     let problems: Vec<&Problem> = members.problems.iter().collect();
     if let Some(first) = problems.first() {
@@ -552,20 +558,15 @@ fn programmed(input: &Input<'_>, findings: &Findings, members: &Members) -> Verd
     }
     let generation = input.network.metadata.generation.unwrap_or_default();
     let AgentsStatus { desired, updated, .. } = members.agents;
+    let running = format!("{updated} of {desired} nodes run generation {generation}");
     if members.waiting.is_empty() {
-        return verdict(
-            "True",
-            Reason::Programmed,
-            format!("{updated} of {desired} nodes run generation {generation}"),
-        );
+        let all = || verdict("True", Reason::Programmed, running.clone());
+        return members.outdated(&running).unwrap_or_else(all);
     }
     verdict(
         "False",
         Reason::AgentsPending,
-        format!(
-            "{updated} of {desired} nodes run generation {generation}; waiting for {}",
-            list(&members.waiting, ", ")
-        ),
+        format!("{running}; waiting for {}", list(&members.waiting, ", ")),
     )
 }
 
@@ -625,6 +626,9 @@ struct Members {
     /// Ready nodes whose agent does not run this yet.
     waiting: Vec<String>,
     refused: BTreeSet<String>,
+    /// Members of an earlier version, and what of their configuration they do not know.
+    outdated: Vec<String>,
+    passed_over: BTreeSet<String>,
     reachable: u32,
     unreachable: Vec<String>,
     alone: u32,
@@ -642,6 +646,8 @@ impl Members {
             problems: Vec::new(),
             waiting: Vec::new(),
             refused: BTreeSet::new(),
+            outdated: Vec::new(),
+            passed_over: BTreeSet::new(),
             reachable: 0,
             unreachable: Vec::new(),
             alone: 0,
@@ -699,6 +705,10 @@ impl Members {
             };
             clusters.extend(status.clusters.iter().map(|cluster| cluster.name.clone()));
             members.refused.extend(status.refused.iter().chain(&status.conflicts).cloned());
+            if !status.passed_over.is_empty() {
+                members.outdated.push(short_name(key));
+                members.passed_over.extend(passed_over(status));
+            }
             let peers = status.peers.unwrap_or_default();
             match state(reported) {
                 PeerState::Connected => members.reachable += 1,
@@ -735,6 +745,23 @@ impl Members {
             );
         }
         verdict("Unknown", Reason::Pending, "no member has said yet whom it reaches")
+    }
+
+    /// Of a network that is as it was asked to be, `so`, but for what members do not know of it.
+    fn outdated(&self, so: &str) -> Option<Verdict> {
+        let who = list(&self.outdated, ", ");
+        let passed_over: Vec<String> = self.passed_over.iter().cloned().collect();
+        let what = list(&passed_over, ", ");
+        let message = match self.outdated.len() {
+            0 => return None,
+            1 => format!(
+                "{so}, but {who} is of an earlier version, which does not know {what}: upgrade it"
+            ),
+            _ => format!(
+                "{so}, but {who} are of an earlier version, which does not know {what}: upgrade them"
+            ),
+        };
+        Some(verdict("True", Reason::AgentsOutdated, message))
     }
 
     fn peers(&self) -> Option<PeersStatus> {
@@ -889,9 +916,10 @@ fn problem(
         if let Some((failed, error)) = &reported.failed
             && Some(*failed) == revision
         {
+            let skew = version_skew(&reported.version);
             return Some((
                 Reason::AgentFailed,
-                format!("the agent could not apply its configuration: {error}"),
+                format!("the agent could not apply its configuration: {error}{skew}"),
             ));
         }
         let conditions = reported.status.as_ref().map(|status| status.conditions.as_slice());
@@ -905,6 +933,23 @@ fn problem(
     let (reason, message) = trouble?;
     let message = if message.is_empty() { String::new() } else { format!(": {message}") };
     Some((Reason::AgentNotRunning, format!("the agent's pod does not run, {reason}{message}")))
+}
+
+/// What a member does not know of its configuration. It is one of many, and says what it wants.
+fn passed_over(status: &rpc::feed::Status) -> impl Iterator<Item = String> {
+    status.passed_over.iter().take(MAX_PASSED_OVER).map(|part| {
+        let shown = &part[..part.floor_char_boundary(MAX_PASSED_OVER_LEN)];
+        shown.replace(char::is_control, "\u{fffd}")
+    })
+}
+
+/// What may explain that a configuration makes no sense to an agent.
+fn version_skew(version: &str) -> String {
+    let own = env!("CARGO_PKG_VERSION");
+    if version.is_empty() || version == own {
+        return String::new();
+    }
+    format!("; its version is {version}, the operator's {own}: use one for both")
 }
 
 /// What is wrong with the clock of a member, if anything is.

@@ -447,6 +447,98 @@ fn what_is_wrong_with_a_node_names_the_node_and_the_fix() {
 }
 
 #[test]
+fn members_that_do_not_know_all_of_their_configuration_are_named_with_what_they_pass_over() {
+    let mut cluster = Cluster::with_nodes(json!({"clusterName": "a"}), &["w", "x", "y", "z"]);
+    let ready = cluster.converge().status.conditions;
+    let says = |parts: &[&str]| {
+        let message = "This version does not know it: upgrade it".to_owned();
+        let condition = rpc::feed::Condition {
+            kind: "ConfigKnown".to_owned(),
+            status: false,
+            reason: "PassedOver".to_owned(),
+            message,
+        };
+        let passed_over = parts.iter().map(|part| (*part).to_owned()).collect();
+        rpc::feed::Status { passed_over, conditions: vec![condition], ..connected() }
+    };
+    let (key, peer) = (cluster.key("y"), names::node_peer("prod", "y"));
+    cluster.reports.get_mut(&key).unwrap().status = Some(says(&["transport.punch \"gently\""]));
+
+    let desired = cluster.plan();
+
+    assert_condition(&desired, "Programmed", "True", Reason::AgentsOutdated);
+    assert_condition(&desired, "Ready", "True", Reason::AgentsOutdated);
+    assert_condition(&desired, "Stalled", "False", Reason::UpToDate);
+    let said = "4 of 4 nodes run generation 3, but node y is of an earlier version, which does not know \
+                transport.punch \"gently\": upgrade it";
+    assert_eq!(message(&desired, "Programmed"), said);
+    assert_eq!(message(&desired, "Ready"), said);
+    let shown = &desired.peer_status[&peer].conditions;
+    let shown = shown.iter().find(|condition| condition.type_ == "ConfigKnown").unwrap();
+    assert_eq!((shown.status.as_str(), shown.reason.as_str()), ("False", "PassedOver"));
+    let about = status::About::Network { name: "prod".to_owned(), uid: "1".to_owned() };
+    let told = status::transitions(&about, &ready, &desired.status.conditions);
+    let told: Vec<_> = told.iter().map(|notice| (notice.reason.as_str(), notice.warning)).collect();
+    assert_eq!(told, [("AgentsOutdated", true)]);
+
+    // However many they are and whatever they say, a sentence comes of it.
+    let long = "x".repeat(1000);
+    let many: Vec<String> = (0..1000).map(|n| format!("a.b{n:03}")).collect();
+    let many: Vec<&str> =
+        ["A\u{1b}[2Jé", &long].into_iter().chain(many.iter().map(|part| part.as_str())).collect();
+    for node in ["w", "x", "y", "z"] {
+        let key = cluster.key(node);
+        cluster.reports.get_mut(&key).unwrap().status = Some(says(&many));
+    }
+    let said = message(&cluster.plan(), "Programmed");
+    let expected = "4 of 4 nodes run generation 3, but node w, node x, node y and 1 more are of an earlier version, which \
+                    does not know A\u{fffd}[2Jé, a.b000, a.b001 and 13 more: upgrade them";
+    assert_eq!(said, expected);
+
+    // Whoever is away says nothing, and what is wrong comes first.
+    for reported in cluster.reports.values_mut() {
+        reported.online = false;
+    }
+    let before = cluster.plan();
+    assert!(!message(&before, "Programmed").contains("earlier version"));
+    for reported in cluster.reports.values_mut() {
+        reported.online = true;
+        reported.status.as_mut().unwrap().peers =
+            Some(rpc::feed::Peers { total: 3, unreachable: 3, ..rpc::feed::Peers::default() });
+    }
+    assert_condition(&cluster.plan(), "Ready", "False", Reason::MembersUnreachable);
+}
+
+#[test]
+fn a_configuration_that_an_agent_could_not_apply_is_shown_with_its_words_and_both_versions() {
+    let mut cluster = Cluster::with_nodes(json!({"clusterName": "a"}), &["x", "y"]);
+    cluster.converge();
+    let revision = cluster.plan().members[&cluster.key("y")].revision;
+    let (key, peer) = (cluster.key("y"), names::node_peer("prod", "y"));
+    let error = "line 1, column 99: node.ipv4: \"anycast\" is no IPv4 address";
+    let reported = cluster.reports.get_mut(&key).unwrap();
+    (reported.applied, reported.failed) = (Some(1), Some((revision, error.to_owned())));
+    "0.0.9".clone_into(&mut reported.version);
+
+    let desired = cluster.plan();
+
+    assert_condition(&desired, "Programmed", "False", Reason::AgentFailed);
+    assert_condition(&desired, "Ready", "False", Reason::AgentFailed);
+    let own = env!("CARGO_PKG_VERSION");
+    let said = format!(
+        "y: the agent could not apply its configuration: {error}; its version is 0.0.9, the operator's {own}: use one for both"
+    );
+    assert_eq!(message(&desired, "Programmed"), said);
+    let status = &desired.peer_status[&peer];
+    assert_eq!(status.applied_error.as_deref(), Some(error));
+    assert_eq!(status.applied_revision, Some(1));
+
+    let reported = cluster.reports.get_mut(&key).unwrap();
+    own.clone_into(&mut reported.version);
+    assert!(message(&cluster.plan(), "Programmed").ends_with(error));
+}
+
+#[test]
 fn a_clock_that_is_off_is_named_before_what_follows_from_it_and_until_it_is_right() {
     let mut cluster = Cluster::with_nodes(json!({"clusterName": "a"}), &["x", "y"]);
     cluster.converge();

@@ -9,7 +9,7 @@ use crate::{
     merge::{Origin, Partial, Sourced},
     sidecar::Imports,
     tree::{self, Node, Value},
-    value::{Export, ImportMode, Invalid, Listen, P2p, Punch},
+    value::{Export, ImportMode, Invalid, Listen, Mtu, P2p, Punch},
 };
 
 /// Something wrong with a file.
@@ -32,25 +32,55 @@ impl fmt::Display for Problem {
     }
 }
 
+/// What a configuration server delivered, as far as this version knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    pub partial: Partial,
+    /// What it does not know, in the order of the text.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// Something of a configuration that only a later version knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassedOver {
+    /// Where in the document: `node.mood`, `transport.punch`, `peers[1]`.
+    pub path: String,
+    /// What stands there, if the place is known and its word is not.
+    pub word: Option<String>,
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A key may be anything.
+        write!(f, "{}", self.path.escape_debug())?;
+        match &self.word {
+            Some(word) => write!(f, " {word:?}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Reads a configuration file. Nothing of it is used unless all of it is right.
 ///
 /// # Errors
 /// Everything that is wrong, in the order of the file.
 pub fn parse(text: &str) -> Result<Partial, Vec<Problem>> {
-    check(text, Origin::File)
+    check(text, Origin::File).map(|delivered| delivered.partial)
 }
 
 /// Reads what a configuration server delivered, as JSON or YAML. The server may be of a later version, so what is not known is passed
-/// over: keys, and peers, listeners and exports with a word that is new; of any other new word the narrowest that is known stands in its
-/// place. Passed over is also what is the machine's own business (paths and sockets).
+/// over, and said: keys; items of a list that gives something (peers, listeners, exports, imports, exempt ranges); and where one word or
+/// number is asked for, another form, in whose place the narrowest that is known stands. What has no narrowest is wrong: addresses, names
+/// and ranges of the node, and protected ranges, without which more would be let in. Passed over, and nobody's news, is also what is the
+/// machine's own business (paths and sockets).
 ///
 /// # Errors
 /// Everything that is wrong with the rest, in the order of the text.
-pub fn parse_delivered(text: &str) -> Result<Partial, Vec<Problem>> {
+pub fn parse_delivered(text: &str) -> Result<Delivered, Vec<Problem>> {
     check(text, Origin::Server)
 }
 
-fn check(text: &str, origin: Origin) -> Result<Partial, Vec<Problem>> {
+fn check(text: &str, origin: Origin) -> Result<Delivered, Vec<Problem>> {
     let root = match tree::read(text) {
         Ok(Some(root)) => root,
         Ok(None) => {
@@ -61,10 +91,10 @@ fn check(text: &str, origin: Origin) -> Result<Partial, Vec<Problem>> {
             return Err(vec![Problem { line, column, path: String::new(), message }]);
         }
     };
-    let mut check = Check { origin, problems: Vec::new() };
+    let mut check = Check { origin, problems: Vec::new(), passed_over: Vec::new() };
     let partial = check.document(&root);
     if check.problems.is_empty() {
-        return Ok(partial);
+        return Ok(Delivered { partial, passed_over: check.passed_over });
     }
     check.problems.sort_by_key(|problem| (problem.line, problem.column));
     Err(check.problems)
@@ -76,6 +106,7 @@ const OWN: [&str; 5] = ["secretFile", "stateDir", "admin", "adminTokenFile", "me
 struct Check {
     origin: Origin,
     problems: Vec<Problem>,
+    passed_over: Vec<PassedOver>,
 }
 
 impl Check {
@@ -116,11 +147,11 @@ impl Check {
                 "exports" => partial.exports = self.exports(node),
                 "imports" => partial.imports = Some(self.imports(node)),
                 "protected" => partial.protected = self.cidrs(node, "protected"),
-                "exempt" => partial.exempt = self.cidrs(node, "exempt"),
+                "exempt" => partial.exempt = self.given_cidrs(node, "exempt"),
                 "transport" => self.transport(node, &mut partial),
                 "roles" => {
                     for (_, node) in self.map(node, "roles", &["transit"]) {
-                        partial.transit = self.value(node, "roles.transit", "true or false");
+                        partial.transit = self.transit(node);
                     }
                 }
                 "admin" => partial.admin = self.parsed(node, "admin"),
@@ -176,11 +207,20 @@ impl Check {
     fn transport(&mut self, node: &Node, partial: &mut Partial) {
         for (key, node) in self.map(node, "transport", &["mtu", "p2p", "punch"]) {
             match key {
-                "mtu" => partial.mtu = self.parsed(node, "transport.mtu"),
+                "mtu" => partial.mtu = self.mtu(node),
                 "p2p" => partial.p2p = self.choice(node, "transport.p2p", Some(P2p::RelayOnly)),
                 _ => partial.punch = self.choice(node, "transport.punch", Some(Punch::Off)),
             }
         }
+    }
+
+    fn transit(&mut self, node: &Node) -> Option<Sourced<bool>> {
+        let path = "roles.transit";
+        if self.is_unknown::<bool>(node) {
+            self.pass_over(node, path);
+            return Some(self.said(false));
+        }
+        self.value(node, path, "true or false")
     }
 
     fn exports(&mut self, node: &Node) -> Option<Sourced<Vec<Export>>> {
@@ -188,20 +228,30 @@ impl Check {
         let mut exports: Vec<Export> = Vec::new();
         for (index, item) in items.iter().enumerate() {
             let path = format!("exports[{index}]");
+            if self.is_lenient() && !matches!(item.value, Value::Map(_)) {
+                self.pass_over(item, &path);
+                continue;
+            }
             let (mut cidr, mut map_to, mut masquerade) = (None, None, None);
             let (mut is_there, mut is_clear) = (false, true);
             for (key, node) in self.map(item, &path, &["cidr", "mapTo", "masquerade"]) {
-                match key {
+                let path = format!("{path}.{key}");
+                let is_read = match key {
                     "cidr" => {
                         is_there = true;
-                        cidr = self.subnet(node, &format!("{path}.cidr"));
+                        cidr = self.given_subnet(node, &path);
+                        cidr.is_some()
                     }
-                    "mapTo" => map_to = self.subnet(node, &format!("{path}.mapTo")),
+                    "mapTo" => {
+                        map_to = self.given_subnet(node, &path);
+                        map_to.is_some()
+                    }
                     _ => {
-                        masquerade = self.choice(node, &format!("{path}.masquerade"), None);
-                        is_clear = masquerade.is_some() || !self.is_lenient();
+                        masquerade = self.choice(node, &path, None);
+                        masquerade.is_some()
                     }
-                }
+                };
+                is_clear &= is_read || !self.is_lenient();
             }
             let Some(cidr) = cidr else {
                 if !is_there && matches!(item.value, Value::Map(_)) {
@@ -233,30 +283,57 @@ impl Check {
                 if let Some(mode) = self.choice(node, "imports.mode", Some(ImportMode::None)) {
                     imports.mode = mode.value;
                 }
-            } else if let Some(cidrs) = self.cidrs(node, "imports.cidrs") {
+            } else if let Some(cidrs) = self.given_cidrs(node, "imports.cidrs") {
                 imports.cidrs = cidrs.value;
             }
         }
         self.said(imports)
     }
 
+    /// Subnets without one of which less would be right, so that all of them must be known.
     fn cidrs(&mut self, node: &Node, path: &str) -> Option<Sourced<Vec<IpNet>>> {
+        self.subnets(node, path, Self::subnet)
+    }
+
+    /// Subnets each of which gives something, so that one that is not known can be left out.
+    fn given_cidrs(&mut self, node: &Node, path: &str) -> Option<Sourced<Vec<IpNet>>> {
+        self.subnets(node, path, Self::given_subnet)
+    }
+
+    fn subnets(
+        &mut self,
+        node: &Node,
+        path: &str,
+        read: impl Fn(&mut Self, &Node, &str) -> Option<IpNet>,
+    ) -> Option<Sourced<Vec<IpNet>>> {
         let items = self.items(node, path)?;
         let parsed = items
             .iter()
             .enumerate()
-            .filter_map(|(index, item)| self.cidr(item, &format!("{path}[{index}]")))
+            .filter_map(|(index, item)| read(self, item, &format!("{path}[{index}]")))
+            .map(|net| net.trunc())
             .collect();
         Some(self.said(parsed))
-    }
-
-    fn cidr(&mut self, node: &Node, path: &str) -> Option<IpNet> {
-        self.subnet(node, path).map(|net| net.trunc())
     }
 
     fn subnet(&mut self, node: &Node, path: &str) -> Option<IpNet> {
         let net = self.value::<IpNet>(node, path, "a subnet such as 10.42.0.0/24")?;
         Some(net.value)
+    }
+
+    fn given_subnet(&mut self, node: &Node, path: &str) -> Option<IpNet> {
+        if self.is_unknown::<IpNet>(node) {
+            self.pass_over(node, path);
+            return None;
+        }
+        self.subnet(node, path)
+    }
+
+    /// A number must be a right one; a word of a later version stands for the least that every underlay carries.
+    fn mtu(&mut self, node: &Node) -> Option<Sourced<Mtu>> {
+        let is_number = matches!(&node.value, Value::Scalar(text) if text.parse::<u64>().is_ok());
+        let path = "transport.mtu";
+        if is_number { self.parsed(node, path) } else { self.choice(node, path, Some(Mtu::LEAST)) }
     }
 
     /// Of several words or forms; `none` stands for a list in which nothing is known.
@@ -327,12 +404,25 @@ impl Check {
         path: &str,
         narrowest: Option<T>,
     ) -> Option<Sourced<T>> {
-        match &node.value {
-            Value::Scalar(text) if self.is_lenient() && text.parse::<T>().is_err() => {
-                narrowest.map(|value| self.said(value))
-            }
-            Value::Scalar(_) | Value::List(_) | Value::Map(_) => self.parsed(node, path),
+        if self.is_unknown::<T>(node) {
+            self.pass_over(node, path);
+            return narrowest.map(|value| self.said(value));
         }
+        self.parsed(node, path)
+    }
+
+    /// Whether it may be something of a later version.
+    fn is_unknown<T: FromStr>(&self, node: &Node) -> bool {
+        let is_known = matches!(&node.value, Value::Scalar(text) if text.parse::<T>().is_ok());
+        self.is_lenient() && !is_known
+    }
+
+    fn pass_over(&mut self, node: &Node, path: &str) {
+        let word = match &node.value {
+            Value::Scalar(word) => Some(word.clone()),
+            Value::List(_) | Value::Map(_) => None,
+        };
+        self.passed_over.push(PassedOver { path: path.to_owned(), word });
     }
 
     /// Whether the text may be of a later version.
@@ -379,7 +469,9 @@ impl Check {
                     self.problem(key, &full, "stands here twice".to_owned());
                 }
                 Some(known) => found.push((known, value)),
-                None if lenient => {}
+                None if lenient => {
+                    self.passed_over.push(PassedOver { path: full, word: None });
+                }
                 None => {
                     let nearest = known.iter().min_by_key(|known| distance(known, name));
                     let hint = match nearest

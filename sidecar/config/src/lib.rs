@@ -13,7 +13,7 @@ mod tree;
 mod value;
 
 pub use self::{
-    check::{Problem, parse, parse_delivered},
+    check::{Delivered, PassedOver, Problem, parse, parse_delivered},
     merge::{Origin, Partial, Settings, Sourced},
     schema::schema,
     sidecar::{Imports, Sidecar},

@@ -121,10 +121,14 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Masquerade, Origin, Partial, parse_delivered};
+    use crate::{Delivered, Masquerade, Origin, Partial, parse_delivered};
 
     fn net<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
         text.parse().unwrap()
+    }
+
+    fn passed_over(delivered: &Delivered) -> Vec<String> {
+        delivered.passed_over.iter().map(ToString::to_string).collect()
     }
 
     fn full() -> Sidecar {
@@ -162,7 +166,9 @@ mod tests {
     fn what_is_delivered_says_what_the_server_meant() {
         let sidecar = full();
 
-        let settings = parse_delivered(&sidecar.to_json()).unwrap().settle();
+        let delivered = parse_delivered(&sidecar.to_json()).unwrap();
+        assert_eq!(delivered.passed_over, []);
+        let settings = delivered.partial.settle();
 
         assert_eq!(settings.network.value, sidecar.network.name);
         assert_eq!(Some(settings.range.value), sidecar.network.range);
@@ -191,7 +197,7 @@ mod tests {
             Sidecar::default().to_json(),
             r#"{"apiVersion":"config.easynet.io/v1alpha1","kind":"Sidecar"}"#
         );
-        assert_eq!(parse_delivered(&Sidecar::default().to_json()), Ok(Partial::default()));
+        assert_eq!(parse_delivered(&Sidecar::default().to_json()), Ok(Delivered::default()));
     }
 
     #[test]
@@ -199,7 +205,9 @@ mod tests {
         let later = r#"{"apiVersion": "config.easynet.io/v1alpha1", "kind": "Sidecar", "colour": ["red"],
             "node": {"hostname": "a", "mood": {"today": 1}},
             "exports": [{"cidr": "10.0.0.0/24", "weight": 7}]}"#;
-        let settings = parse_delivered(later).unwrap().settle();
+        let delivered = parse_delivered(later).unwrap();
+        assert_eq!(passed_over(&delivered), ["colour", "node.mood", "exports[0].weight"]);
+        let settings = delivered.partial.settle();
         assert_eq!(settings.hostname.value, Some(net("a")));
         assert_eq!(settings.exports.value, [net("10.0.0.0/24")]);
 
@@ -211,30 +219,81 @@ mod tests {
     }
 
     #[test]
-    fn words_of_a_later_version_are_passed_over_and_open_nothing() {
+    fn words_of_a_later_version_are_passed_over_and_said_and_open_nothing() {
         let later = r#"{"apiVersion": "config.easynet.io/v1alpha1", "kind": "Sidecar",
-            "transport": {"mtu": 1400, "p2p": "sometimes", "punch": "off"},
+            "transport": {"mtu": "auto", "p2p": "sometimes", "punch": {"most": 3}},
             "listen": [11010, "quic://0.0.0.0:11010"],
-            "peers": ["quic://192.0.2.1:11010", "udp://192.0.2.2:11010?colour=red", "udp://192.0.2.3:11010"],
-            "exports": [{"cidr": "10.0.0.0/24", "masquerade": "thrice"}, {"cidr": "10.0.1.0/24"}],
-            "imports": {"mode": "signed", "cidrs": ["10.1.0.0/16"]}}"#;
+            "peers": ["quic://192.0.2.1:11010", "udp://192.0.2.2:11010?colour=red", {"weight": 3}, "udp://192.0.2.3:11010"],
+            "exports": [{"cidr": "10.0.0.0/24", "masquerade": "thrice"}, {"cidr": "10.0.1.0/24"},
+                {"cidr": "pods"}, {"cidr": "10.0.2.0/24", "mapTo": "any"}, "10.0.3.0/24"],
+            "imports": {"mode": "signed", "cidrs": ["10.1.0.0/16", "fra1"]},
+            "exempt": ["pods", "10.2.0.0/16"],
+            "roles": {"transit": "at night"}}"#;
 
-        let settings = parse_delivered(later).unwrap().settle();
+        let delivered = parse_delivered(later).unwrap();
 
+        assert_eq!(
+            passed_over(&delivered),
+            [
+                r#"transport.mtu "auto""#,
+                r#"transport.p2p "sometimes""#,
+                "transport.punch",
+                r#"listen[1] "quic://0.0.0.0:11010""#,
+                r#"peers[0] "quic://192.0.2.1:11010""#,
+                r#"peers[1] "udp://192.0.2.2:11010?colour=red""#,
+                "peers[2]",
+                r#"exports[0].masquerade "thrice""#,
+                r#"exports[2].cidr "pods""#,
+                r#"exports[3].mapTo "any""#,
+                r#"exports[4] "10.0.3.0/24""#,
+                r#"imports.mode "signed""#,
+                r#"imports.cidrs[1] "fra1""#,
+                r#"exempt[0] "pods""#,
+                r#"roles.transit "at night""#,
+            ]
+        );
+        let settings = delivered.partial.settle();
+        assert_eq!(settings.mtu.value.bytes(), 1280);
         assert_eq!(settings.p2p.value, P2p::RelayOnly);
         assert_eq!(settings.punch.value, Punch::Off);
         assert_eq!(settings.listen.value, [Listen::Port(11010)]);
         assert_eq!(settings.peers.value, [net("udp://192.0.2.3:11010")]);
         assert_eq!(settings.exports.value, [net("10.0.1.0/24")]);
         assert_eq!(settings.imports.value.mode, ImportMode::None);
+        assert_eq!(settings.imports.value.cidrs, [net("10.1.0.0/16")]);
+        assert_eq!(settings.exempt.value, [net("10.2.0.0/16")]);
+        assert!(!settings.transit.value);
 
         let nothing_known = r#"{"apiVersion": "config.easynet.io/v1alpha1", "kind": "Sidecar",
             "transport": {"punch": "gently"}, "listen": ["quic://0.0.0.0:11010"]}"#;
-        let settings = parse_delivered(nothing_known).unwrap().settle();
+        let settings = parse_delivered(nothing_known).unwrap().partial.settle();
         assert_eq!(settings.punch.value, Punch::Off);
         assert_eq!(settings.listen.value, [Listen::None]);
         // A person's own file is another matter.
-        assert_eq!(crate::parse(later).unwrap_err().len(), 6);
+        assert_eq!(crate::parse(later).unwrap_err().len(), 15);
+    }
+
+    #[test]
+    fn what_has_no_narrower_form_is_refused_whole_and_named() {
+        for (part, path) in [
+            (r#""node": {"ipv4": "anycast"}"#, "node.ipv4"),
+            (r#""node": {"ipv4": ["100.112.0.1", "100.112.0.2"]}"#, "node.ipv4"),
+            (r#""node": {"ipv6": {"suffix": 7}}"#, "node.ipv6"),
+            (r#""node": {"hostname": "two words"}"#, "node.hostname"),
+            (r#""node": {"tun": "longer-than-fifteen"}"#, "node.tun"),
+            (r#""network": {"range": "fd00::/48"}"#, "network.range"),
+            (r#""protected": ["10.0.0.0/8", "pods"]"#, "protected[1]"),
+            (r#""transport": {"mtu": 70000}"#, "transport.mtu"),
+        ] {
+            let text = format!(
+                r#"{{"apiVersion": "config.easynet.io/v1alpha1", "kind": "Sidecar", {part}}}"#
+            );
+
+            let problems = parse_delivered(&text).unwrap_err();
+
+            let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+            assert_eq!(paths, [path], "{part}");
+        }
     }
 
     #[test]
@@ -243,8 +302,9 @@ mod tests {
             "network": {"name": "n", "secretFile": "/etc/shadow"}, "node": {"stateDir": "/etc"},
             "admin": "0.0.0.0:1", "adminTokenFile": "/etc/hostname", "metrics": "0.0.0.0:2"}"#;
 
-        let partial = parse_delivered(reaching).unwrap();
+        let Delivered { partial, passed_over } = parse_delivered(reaching).unwrap();
 
+        assert_eq!(passed_over, []);
         let name = partial.network.clone();
         assert_eq!(name.unwrap().value.as_deref(), Some("n"));
         assert_eq!(Partial { network: None, ..partial }, Partial::default());

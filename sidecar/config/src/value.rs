@@ -59,6 +59,9 @@ as_text!(
 pub struct Mtu(u16);
 
 impl Mtu {
+    /// Carried by every underlay that carries IPv6 (RFC 8200 §5), in pieces if need be.
+    pub const LEAST: Self = Self(1280);
+
     pub fn bytes(self) -> u16 {
         self.0
     }
@@ -76,7 +79,7 @@ impl FromStr for Mtu {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match text.parse() {
-            Ok(bytes) if (1280..=9000).contains(&bytes) => Ok(Self(bytes)),
+            Ok(bytes) if (Self::LEAST.0..=9000).contains(&bytes) => Ok(Self(bytes)),
             _ => Err(Invalid(format!("the MTU {text:?} is not between 1280 and 9000"))),
         }
     }

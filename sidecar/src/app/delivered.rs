@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use config::{Partial, Settings};
+use config::{Partial, PassedOver, Settings};
 use netio::{
     resolve::{self, Resolver},
     task::TaskGroup,
@@ -46,6 +46,7 @@ pub(super) struct Delivered {
     trace: Trace,
     /// The configuration in force.
     partial: Partial,
+    passed_over: watch::Sender<Vec<PassedOver>>,
     revision: watch::Sender<u64>,
     connected: watch::Sender<bool>,
     group: TaskGroup,
@@ -54,7 +55,7 @@ pub(super) struct Delivered {
 /// A configuration on trial, and what was in force before it.
 struct Trial {
     desired: Arc<Desired>,
-    before: (u64, Partial),
+    before: (u64, config::Delivered),
 }
 
 impl Delivered {
@@ -109,7 +110,7 @@ impl Delivered {
             let good = Arc::new(store.good()?.clone());
             let standing = Standing::read(&good, &keys, None, unix_now());
             match (standing, config::parse_delivered(&good.sidecar)) {
-                (Ok(standing), Ok(partial)) => Some((good, standing, partial)),
+                (Ok(standing), Ok(config)) => Some((good, standing, config)),
                 (Err(unfit), _) => {
                     tracing::warn!("What is on disk is of no use: {unfit}");
                     None
@@ -125,7 +126,7 @@ impl Delivered {
             Some(begin) => begin,
             None => usable(&mut link, &store, &keys).await,
         };
-        let (desired, standing, partial) = begin;
+        let (desired, standing, config) = begin;
         if !from_server {
             tracing::warn!(
                 revision = desired.revision,
@@ -139,7 +140,8 @@ impl Delivered {
             confirm: Confirm::default(),
             trial: None,
             trace: Trace::default(),
-            partial,
+            partial: Partial::default(),
+            passed_over: watch::Sender::default(),
             revision: watch::Sender::new(desired.revision),
             connected: watch::Sender::new(false),
             group,
@@ -149,6 +151,7 @@ impl Delivered {
             delivered.store.keep(&desired);
             delivered.trace.came(&desired);
         }
+        delivered.put_in_force(desired.revision, config);
         delivered.say_applied(desired.revision);
         Ok(Some(delivered))
     }
@@ -162,6 +165,11 @@ impl Delivered {
         *self.revision.borrow()
     }
 
+    /// What of the configuration in force this version does not know.
+    pub(super) fn passed_over(&self) -> watch::Receiver<Vec<PassedOver>> {
+        self.passed_over.subscribe()
+    }
+
     /// Starts telling the server how the node is.
     pub(super) fn report(&self, answers: Answers, group: &TaskGroup) {
         let (up, connected) = (self.link.up.clone(), self.connected.clone());
@@ -173,32 +181,39 @@ impl Delivered {
     ///
     /// # Errors
     /// What came does not make this node a member of its network: nothing of it counts.
-    pub(super) fn read(&mut self, desired: &Desired) -> Result<(Partial, Option<String>), String> {
+    pub(super) fn read(
+        &mut self,
+        desired: &Desired,
+    ) -> Result<(config::Delivered, Option<String>), String> {
         self.trace.came(desired);
         let network = Some(self.standing.membership.network);
         self.standing = Standing::read(desired, &self.keys, network, unix_now())
             .map_err(|unfit| unfit.to_string())?;
         self.store.keep_keys(desired);
         if let Some(why) = self.store.refused(desired.revision) {
-            return Ok((self.partial(), Some(why.to_owned())));
+            return Ok((self.in_force(), Some(why.to_owned())));
         }
         match config::parse_delivered(&desired.sidecar) {
-            Ok(partial) => Ok((partial, None)),
+            Ok(config) => Ok((config, None)),
             Err(problems) => {
                 let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                Ok((self.partial(), Some(lines.join("; "))))
+                Ok((self.in_force(), Some(lines.join("; "))))
             }
         }
     }
 
     /// The revision is in force now. If it `changed` anything of a node that was connected, it is on trial.
-    pub(super) fn applied(&mut self, desired: Arc<Desired>, partial: Partial, changed: bool) {
+    pub(super) fn applied(
+        &mut self,
+        desired: Arc<Desired>,
+        config: config::Delivered,
+        changed: bool,
+    ) {
         let before = match self.trial.take() {
             Some(trial) => trial.before,
-            None => (self.revision(), self.partial()),
+            None => (self.revision(), self.in_force()),
         };
-        self.partial = partial;
-        self.revision.send_replace(desired.revision);
+        self.put_in_force(desired.revision, config);
         self.say_applied(desired.revision);
         let was_connected = *self.connected.borrow();
         if changed && self.confirm.applied(desired.revision, was_connected, Instant::now()) {
@@ -229,14 +244,13 @@ impl Delivered {
                 None
             }
             Verdict::TakeBack(revision) => {
-                let (before, partial) = self.trial.take()?.before;
+                let (before, config) = self.trial.take()?.before;
                 let error = format!(
                     "revision {revision} left this node without peer and server for a minute; revision {before} is in force again"
                 );
                 tracing::warn!("{error}");
                 self.store.refuse(revision, &error);
-                self.partial = partial;
-                self.revision.send_replace(before);
+                self.put_in_force(before, config);
                 let epochs = self.standing.epochs();
                 self.link.up.applied(Applied { revision, error, rolled_back: true, epochs });
                 Some(self.partial())
@@ -252,6 +266,34 @@ impl Delivered {
     /// Ends the session, after what was said last.
     pub(super) async fn close(self) {
         close(&self.group).await;
+    }
+
+    fn in_force(&self) -> config::Delivered {
+        config::Delivered {
+            partial: self.partial.clone(),
+            passed_over: self.passed_over.borrow().clone(),
+        }
+    }
+
+    fn put_in_force(&mut self, revision: u64, config: config::Delivered) {
+        let config::Delivered { partial, passed_over } = config;
+        self.partial = partial;
+        self.revision.send_replace(revision);
+        let is_news = self.passed_over.send_if_modified(|before| {
+            let is_news = *before != passed_over;
+            *before = passed_over;
+            is_news
+        });
+        let passed_over = self.passed_over.borrow();
+        if is_news && !passed_over.is_empty() {
+            // Words may be addresses.
+            let paths: Vec<&str> = passed_over.iter().map(|part| part.path.as_str()).collect();
+            tracing::warn!(
+                revision,
+                passed_over = ?paths,
+                "The configuration is of a later version: what this one does not know is passed over; upgrade it"
+            );
+        }
     }
 
     fn say_applied(&mut self, revision: u64) {
@@ -273,7 +315,7 @@ async fn usable(
     link: &mut Link,
     store: &Store,
     keys: &NodeKeys,
-) -> (Arc<Desired>, Standing, Partial) {
+) -> (Arc<Desired>, Standing, config::Delivered) {
     loop {
         tokio::select! {
             changed = link.desired.changed() => if changed.is_err() {
@@ -301,16 +343,16 @@ async fn usable(
             }),
         };
         match parsed {
-            Ok(partial) => return (desired, standing, partial),
+            Ok(config) => return (desired, standing, config),
             Err(why) => tell(link, &desired, why.clone(), standing.epochs()),
         }
         // Its keys are good; the configuration is the one before, if there is one.
         if let Some(good) = store.good()
-            && let Ok(partial) = config::parse_delivered(&good.sidecar)
+            && let Ok(config) = config::parse_delivered(&good.sidecar)
         {
             let (revision, sidecar) = (good.revision, good.sidecar.clone());
             let mixed = Desired { revision, sidecar, ..Desired::clone(&desired) };
-            return (Arc::new(mixed), standing, partial);
+            return (Arc::new(mixed), standing, config);
         }
     }
 }

@@ -282,6 +282,10 @@ impl Begin {
                 Member::Server(delivered) => Some(delivered.link.health.clone()),
                 Member::Secret(_) => None,
             },
+            passed_over: match &member {
+                Member::Server(delivered) => Some(delivered.passed_over()),
+                Member::Secret(_) => None,
+            },
             applied: ArcSwap::from_pointee(applied(&settings, member.revision().unwrap_or(1))),
             forward_drops: ArcSwap::from_pointee(None),
         });

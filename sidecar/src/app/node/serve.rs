@@ -137,13 +137,13 @@ impl Node<'_> {
     /// running node.
     async fn deliver(&mut self, desired: Arc<Desired>) {
         let Some(delivered) = self.member.delivered() else { return };
-        let (partial, refused) = match delivered.read(&desired) {
+        let (config, refused) = match delivered.read(&desired) {
             Ok(read) => read,
             Err(unfit) => return delivered.refused(desired.revision, unfit),
         };
         let next = match refused {
             Some(why) => Err(why),
-            None => settings::merge_delivered(&self.run, &self.matches, partial.clone())
+            None => settings::merge_delivered(&self.run, &self.matches, config.partial.clone())
                 .map_err(|failure| failure.to_string())
                 .and_then(|next| self.can_become(&next).map(|()| next)),
         };
@@ -160,7 +160,7 @@ impl Node<'_> {
                 if is_new {
                     tracing::info!(revision = desired.revision, "The configuration is applied");
                 }
-                delivered.applied(desired, partial, changed);
+                delivered.applied(desired, config, changed);
             }
             Err(why) => delivered.refused(desired.revision, why),
         }
