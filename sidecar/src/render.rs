@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
+use tokio::{io::Interest, net::unix::pipe};
 
 use crate::{args::Output, error::Failure};
 
@@ -14,7 +15,7 @@ pub const GAP: usize = 2;
 /// Writes `value` as JSON or YAML, or the table that `table` makes of it.
 ///
 /// # Errors
-/// When standard output is gone.
+/// When standard output cannot be written, as on a full disk.
 pub fn show<T: Serialize>(
     value: &T,
     output: Output,
@@ -31,40 +32,60 @@ pub fn show<T: Serialize>(
     print(&text)
 }
 
+/// Whoever reads standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    Reads,
+    /// It has seen enough, as `head` has; that is no failure, and nothing more is wanted.
+    Gone,
+}
+
 /// Writes one of values that come one by one, at once: a line of JSON, a document of YAML, or the line that `line` makes of it.
 ///
 /// # Errors
-/// When standard output is gone.
+/// When standard output cannot be written, as on a full disk.
 pub fn show_next<T: Serialize>(
     value: &T,
     output: Output,
     line: impl FnOnce() -> String,
-) -> Result<(), Failure> {
-    match output {
-        Output::Table | Output::Wide => print(&line()),
+) -> Result<Reader, Failure> {
+    let text = match output {
+        Output::Table | Output::Wide => line(),
         Output::Json => {
-            let line = serde_json::to_string(value)
-                .map_err(|error| Failure::failed(error.to_string(), ""))?;
-            print(&line)
+            serde_json::to_string(value).map_err(|error| Failure::failed(error.to_string(), ""))?
         }
         Output::Yaml => {
-            print("---")?;
-            show(value, Output::Yaml, |_| String::new())
+            let document = serde_saphyr::to_string(value)
+                .map_err(|error| Failure::failed(error.to_string(), ""))?;
+            format!("---\n{document}")
         }
+    };
+    write(&text)
+}
+
+/// Ends when whoever reads standard output is gone; never, if that is no pipe.
+pub async fn reader_gone() {
+    // Opened anew: what is set for this descriptor is not set for standard output.
+    match pipe::OpenOptions::new().open_sender("/proc/self/fd/1") {
+        Ok(out) => drop(out.ready(Interest::ERROR).await),
+        Err(_) => std::future::pending().await,
     }
 }
 
 /// Writes a text and a line's end.
 ///
 /// # Errors
-/// When standard output is gone.
+/// When standard output cannot be written, as on a full disk.
 pub fn print(text: &str) -> Result<(), Failure> {
+    write(text).map(|_| ())
+}
+
+fn write(text: &str) -> Result<Reader, Failure> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-        // Who reads has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written
-            .map_err(|error| Failure::failed(format!("Cannot write the output: {error}"), "")),
+        Ok(()) => Ok(Reader::Reads),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(Failure::failed(format!("Cannot write the output: {error}"), "")),
     }
 }
 

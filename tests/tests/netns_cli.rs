@@ -424,6 +424,34 @@ fn a_ping_without_end_says_each_answer_as_it_comes() {
 }
 
 #[test]
+fn what_has_no_end_ends_quietly_when_nobody_reads_it() {
+    let world = World::new("");
+    for (what, args) in [
+        ("what writes again", "ping b -c 0 -i 0.05"),
+        ("what has nothing more to write", "ping b -c 0 -i 600"),
+        ("what waits for news", "events --follow"),
+    ] {
+        let command = format!(
+            "{{ {} {args} --admin {}; echo $? >&2; }} | head -1",
+            node::binary().display(),
+            world.a.socket().display()
+        );
+        let child = Command::new("timeout")
+            .args([&MOMENT.as_secs().to_string(), "sh", "-c", &command])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+
+        let output = child.wait_with_output().unwrap();
+
+        assert!(output.status.success(), "{what} goes on: {output:?}");
+        assert_eq!(text(&output.stdout).lines().count(), 1, "{what}: {output:?}");
+        assert_eq!(text(&output.stderr), "0\n", "{what}");
+    }
+}
+
+#[test]
 fn an_admin_socket_over_tcp_opens_only_for_the_token() {
     let mut lab = Lab::new();
     let host = lab.public_host("m");

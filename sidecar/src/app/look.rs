@@ -9,7 +9,9 @@ use crate::{
     args::{self, Command, ConfigCommand, Events, Output, Ping, Status},
     doctor,
     error::{Code, Failure},
-    render::{self, COLUMNS, GAP, bytes, cut, listed, or_dash, pairs, show, show_next, table},
+    render::{
+        self, COLUMNS, GAP, Reader, bytes, cut, listed, or_dash, pairs, show, show_next, table,
+    },
     view,
 };
 
@@ -45,8 +47,8 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             let stats: view::Stats = ask(&look.admin, &Request::Stats).await?;
             show(&stats, look.output, |_| stats_page(&stats))
         }
-        Command::Events(args) => events(args).await,
-        Command::Ping(args) => ping(args).await,
+        Command::Events(args) => while_read(events(args)).await,
+        Command::Ping(args) => while_read(ping(args)).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Config(ConfigCommand::Show(look)) => {
             let rows: Vec<serde_json::Value> = ask(&look.admin, &Request::ConfigShow).await?;
@@ -72,6 +74,14 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
         | Command::Completion { .. }
         | Command::Version
         | Command::Debug(_) => Ok(()),
+    }
+}
+
+/// What is said for as long as somebody reads it, as of `easynet ping PEER | head -1`; who has seen enough is no failure.
+async fn while_read(saying: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::select! {
+        said = saying => said,
+        () = render::reader_gone() => Ok(()),
     }
 }
 
@@ -145,7 +155,9 @@ async fn events(args: Events) -> Result<(), Failure> {
         since = events.last().map_or(since, |event| event.number);
         if args.follow {
             for event in &events {
-                show_next(event, args.look.output, || event_line(event))?;
+                if show_next(event, args.look.output, || event_line(event))? == Reader::Gone {
+                    return Ok(());
+                }
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
@@ -222,8 +234,8 @@ async fn ping(args: Ping) -> Result<(), Failure> {
         let asked = Asked::of(number, pong);
         if is_document {
             document.push(asked);
-        } else {
-            show_next(&asked, output, || asked.line())?;
+        } else if show_next(&asked, output, || asked.line())? == Reader::Gone {
+            return Ok(());
         }
     }
     if is_document {
