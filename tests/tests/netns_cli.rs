@@ -452,6 +452,32 @@ fn what_has_no_end_ends_quietly_when_nobody_reads_it() {
 }
 
 #[test]
+fn lines_of_the_log_have_values_as_fields_and_no_address() {
+    let world = World::new("--log-format json");
+    world.host_a.ping(&world.b.ipv4(), 2, Duration::from_millis(100));
+    let lines = || {
+        let log = world.a.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.collect::<Vec<_>>()
+    };
+    let of_kind = |kind: &str| lines().into_iter().find(|line| line["kind"] == kind);
+    until("the path is told", || of_kind("path_primary").is_some());
+
+    let line = of_kind("path_primary").unwrap();
+
+    assert_eq!(line["level"], "INFO", "{line}");
+    assert!(line["message"].as_str().is_some_and(|said| said.contains("traffic")), "{line}");
+    assert_eq!(line["peer"], world.b.json("status")["node_id"], "{line}");
+    assert!(line["reason"].is_string(), "{line}");
+    assert!(line["after_ms"].is_null() || line["after_ms"].is_u64(), "{line}");
+    let attached = of_kind("server_attached").unwrap();
+    assert!(attached["peer"].is_string(), "{attached}");
+    for line in lines() {
+        assert!(!line.to_string().contains(&world.b.ipv4()), "{line}");
+    }
+}
+
+#[test]
 fn an_admin_socket_over_tcp_opens_only_for_the_token() {
     let mut lab = Lab::new();
     let host = lab.public_host("m");

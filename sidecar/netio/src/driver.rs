@@ -478,12 +478,36 @@ impl Driver {
     }
 
     fn record(&mut self, notice: Notice) {
-        // Addresses and names stay below INFO; the message says what happened without them.
         let kind = notice.kind.as_str();
+        let peer = notice.peer.map(tracing::field::display);
+        let field = |name| {
+            let found = notice.fields.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| value.as_str())
+        };
+        let number = |name| field(name).and_then(|value| value.parse::<u64>().ok());
+        // Addresses and names stay below INFO; the message says what happened without them.
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    kind,
+                    peer,
+                    reason = field("reason"),
+                    via = field("via"),
+                    plan = field("plan"),
+                    outcome = field("outcome"),
+                    ms = number("ms"),
+                    after_ms = number("after_ms"),
+                    mapping = field("mapping"),
+                    filtering = field("filtering"),
+                    "{}",
+                    notice.message
+                )
+            };
+        }
         if notice.kind == NoticeKind::AddressConflict {
-            tracing::warn!(kind, "{}", notice.message);
+            log!(warn);
         } else {
-            tracing::info!(kind, "{}", notice.message);
+            log!(info);
         }
         tracing::debug!(kind = notice.kind.as_str(), peer = ?notice.peer, fields = ?notice.fields, "Event");
         (self.observer.0)(Observed::Notice(&notice));
