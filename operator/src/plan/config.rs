@@ -45,86 +45,23 @@ impl Common {
     pub fn read(network: &EasyNetwork) -> Result<Self, Unusable> {
         let spec = &network.spec;
         let object = network.metadata.name.clone().unwrap_or_default();
-        let name = spec.network_name.clone().unwrap_or_else(|| object.clone());
         if spec.cluster_name.is_empty() {
             return Err(Unusable("spec.clusterName is empty; name this cluster".to_owned()));
         }
-        let range4 = cidr::<Ipv4Net>("spec.addressing.ipv4CIDR", &spec.addressing.ipv4_cidr)?;
-        if !(8..=24).contains(&range4.prefix_len()) {
-            return Err(Unusable(format!(
-                "spec.addressing.ipv4CIDR {range4} is none from /8 to /24"
-            )));
-        }
-        let mut bootstrap = Vec::new();
-        for peer in &spec.bootstrap.peers {
-            let url = peer
-                .parse::<PeerUrl>()
-                .map_err(|why| Unusable(format!("spec.bootstrap.peers has {}: {why}", &**peer)))?;
-            bootstrap.push(url);
-        }
-        let mut exports: Vec<(IpNet, Option<IpNet>)> = Vec::new();
-        for export in &spec.routing.exports {
-            let net = cidr::<IpNet>("spec.routing.exports[].cidr", &export.cidr)?;
-            let to = export.map_to.as_ref();
-            let to = to.map(|to| cidr::<IpNet>("spec.routing.exports[].mapTo", to)).transpose()?;
-            Export::new(net, to).map_err(|why| Unusable(format!("spec.routing.exports: {why}")))?;
-            let announced = to.unwrap_or(net);
-            if let Some((other, _)) = exports.iter().find(|(other, other_to)| {
-                ranges::overlap(*other, net)
-                    || ranges::overlap(other_to.unwrap_or(*other), announced)
-            }) {
-                return Err(Unusable(format!(
-                    "spec.routing.exports has {other} and {net}, which overlap"
-                )));
-            }
-            exports.push((net, to));
-        }
-        let mut listed = Vec::new();
-        for range in &spec.routing.imports.cidrs {
-            listed.push(cidr::<IpNet>("spec.routing.imports.cidrs", range)?);
-        }
-        let mode = match spec.routing.imports.mode {
-            spec::ImportMode::All => ImportMode::All,
-            spec::ImportMode::Listed => ImportMode::Listed,
-            spec::ImportMode::None => ImportMode::None,
-        };
-        let mtu = match spec.transport.mtu {
-            Mtu::Auto => None,
-            Mtu::Bytes(bytes) => Some(
-                bytes
-                    .to_string()
-                    .parse()
-                    .map_err(|why| Unusable(format!("spec.transport.mtu is {bytes}: {why}")))?,
-            ),
-        };
-        let p2p = match spec.transport.p2p {
-            spec::P2p::Enabled => P2p::On,
-            spec::P2p::RelayOnly => P2p::RelayOnly,
-        };
-        let punch = match spec.transport.punch {
-            spec::Punch::Full => Punch::Full,
-            spec::Punch::Light => Punch::Light,
-            spec::Punch::Off => Punch::Off,
-        };
-        if spec.transport.listen_port == 0 {
-            return Err(Unusable(
-                "spec.transport.listenPort is 0; write a port from 1 to 65535".to_owned(),
-            ));
-        }
         Ok(Self {
-            name,
+            name: spec.network_name.clone().unwrap_or_else(|| object.clone()),
             cluster: spec.cluster_name.clone(),
-            range4,
-            bootstrap,
-            exports,
-            imports: Imports { mode, cidrs: listed },
+            range4: range4(&spec.addressing)?,
+            bootstrap: bootstrap(&spec.bootstrap)?,
+            exports: exports(&spec.routing)?,
+            imports: imports(&spec.routing.imports)?,
             masquerade: match spec.routing.masquerade {
                 spec::Masquerade::Inbound => Masquerade::Inbound,
                 spec::Masquerade::Never => Masquerade::Never,
                 spec::Masquerade::Always => Masquerade::Always,
             },
-            transport: Transport { mtu, p2p: Some(p2p), punch: Some(punch) },
-            port: spec.transport.listen_port,
+            transport: transport(&spec.transport)?,
+            port: port(&spec.transport)?,
             tun: names::tun(&object),
         })
     }
@@ -193,6 +130,82 @@ impl Common {
             ..Sidecar::default()
         }
     }
+}
+
+fn range4(addressing: &spec::Addressing) -> Result<Ipv4Net, Unusable> {
+    let range = cidr::<Ipv4Net>("spec.addressing.ipv4CIDR", &addressing.ipv4_cidr)?;
+    if (8..=24).contains(&range.prefix_len()) {
+        return Ok(range);
+    }
+    Err(Unusable(format!("spec.addressing.ipv4CIDR {range} is none from /8 to /24")))
+}
+
+fn bootstrap(bootstrap: &spec::Bootstrap) -> Result<Vec<PeerUrl>, Unusable> {
+    let read = |peer: &crds::PeerUrl| {
+        peer.parse().map_err(|why| Unusable(format!("spec.bootstrap.peers has {}: {why}", &**peer)))
+    };
+    bootstrap.peers.iter().map(read).collect()
+}
+
+/// Ranges and what they are mapped to; none overlaps another, on either side.
+fn exports(routing: &spec::Routing) -> Result<Vec<(IpNet, Option<IpNet>)>, Unusable> {
+    let mut exports: Vec<(IpNet, Option<IpNet>)> = Vec::new();
+    for export in &routing.exports {
+        let net = cidr::<IpNet>("spec.routing.exports[].cidr", &export.cidr)?;
+        let to = export.map_to.as_ref();
+        let to = to.map(|to| cidr::<IpNet>("spec.routing.exports[].mapTo", to)).transpose()?;
+        Export::new(net, to).map_err(|why| Unusable(format!("spec.routing.exports: {why}")))?;
+        let announced = to.unwrap_or(net);
+        if let Some((other, _)) = exports.iter().find(|(other, other_to)| {
+            ranges::overlap(*other, net) || ranges::overlap(other_to.unwrap_or(*other), announced)
+        }) {
+            return Err(Unusable(format!(
+                "spec.routing.exports has {other} and {net}, which overlap"
+            )));
+        }
+        exports.push((net, to));
+    }
+    Ok(exports)
+}
+
+fn imports(imports: &spec::Imports) -> Result<Imports, Unusable> {
+    let listed = imports.cidrs.iter().map(|range| cidr("spec.routing.imports.cidrs", range));
+    let mode = match imports.mode {
+        spec::ImportMode::All => ImportMode::All,
+        spec::ImportMode::Listed => ImportMode::Listed,
+        spec::ImportMode::None => ImportMode::None,
+    };
+    Ok(Imports { mode, cidrs: listed.collect::<Result<_, _>>()? })
+}
+
+fn transport(transport: &spec::Transport) -> Result<Transport, Unusable> {
+    let mtu = match transport.mtu {
+        Mtu::Auto => None,
+        Mtu::Bytes(bytes) => Some(
+            bytes
+                .to_string()
+                .parse()
+                .map_err(|why| Unusable(format!("spec.transport.mtu is {bytes}: {why}")))?,
+        ),
+    };
+    let p2p = match transport.p2p {
+        spec::P2p::Enabled => P2p::On,
+        spec::P2p::RelayOnly => P2p::RelayOnly,
+    };
+    let punch = match transport.punch {
+        spec::Punch::Full => Punch::Full,
+        spec::Punch::Light => Punch::Light,
+        spec::Punch::Off => Punch::Off,
+    };
+    Ok(Transport { mtu, p2p: Some(p2p), punch: Some(punch) })
+}
+
+fn port(transport: &spec::Transport) -> Result<u16, Unusable> {
+    if transport.listen_port == 0 {
+        let why = "spec.transport.listenPort is 0; write a port from 1 to 65535";
+        return Err(Unusable(why.to_owned()));
+    }
+    Ok(transport.listen_port)
 }
 
 /// Where others of the cluster reach a node that listens.

@@ -620,6 +620,7 @@ struct Problem {
 }
 
 /// What members say, taken together.
+#[derive(Default)]
 struct Members {
     agents: AgentsStatus,
     problems: Vec<Problem>,
@@ -641,88 +642,73 @@ struct Members {
 
 impl Members {
     fn of(input: &Input<'_>, desired: &Desired) -> Self {
-        let mut members = Self {
-            agents: AgentsStatus::default(),
-            problems: Vec::new(),
-            waiting: Vec::new(),
-            refused: BTreeSet::new(),
-            outdated: Vec::new(),
-            passed_over: BTreeSet::new(),
-            reachable: 0,
-            unreachable: Vec::new(),
-            alone: 0,
-            total: 0,
-            direct: 0,
-            relayed: 0,
-            clusters: 0,
-            is_hearing: false,
-        };
+        let mut members = Self::default();
+        members.look_at_nodes(input, desired);
+        members.hear(input);
+        members
+    }
+
+    /// Whether each node that is to have an agent has one that does what it is told, or why not.
+    fn look_at_nodes(&mut self, input: &Input<'_>, desired: &Desired) {
         let name = input.network.name_any();
         let troubles = troubles(input, &name);
         for node in input.world.nodes.values().filter(|node| agents::selects(input.network, node)) {
-            members.agents.desired += 1;
             let key = MemberKey::Node(node.name.clone());
-            let member = desired.members.get(&key);
+            let wanted = desired.members.get(&key).map(|member| member.revision);
             let reported = input.reports.get(&key);
             let recorded = input.world.peers.get(&names::node_peer(&name, &node.name));
             let recorded = recorded.and_then(|peer| peer.status.as_ref());
-            let believed = recorded.and_then(|status| status.applied_revision);
-            let applied = match reported {
-                Some(reported) => reported.applied,
+            let (applied, is_ready) = match reported {
+                Some(reported) => (reported.applied, is_ready(reported)),
                 None if input.is_hearing() => {
-                    believed.and_then(|revision| u64::try_from(revision).ok())
+                    let believed = recorded.and_then(|status| status.applied_revision);
+                    self.is_hearing |= believed.is_some();
+                    let is_there = |status: &EasyPeerStatus| {
+                        matches!(status.state, Some(PeerState::Connected | PeerState::Alone))
+                    };
+                    (believed.and_then(|it| u64::try_from(it).ok()), recorded.is_some_and(is_there))
                 }
-                None => None,
+                None => (None, false),
             };
-            members.is_hearing |= reported.is_none() && believed.is_some() && input.is_hearing();
-            let updated = member.is_some_and(|member| applied == Some(member.revision));
-            members.agents.updated += u32::from(updated);
-            let ready = match reported {
-                Some(reported) => {
-                    reported.online && reported.status.as_ref().is_some_and(|status| status.ready)
-                }
-                None => {
-                    input.is_hearing()
-                        && recorded.is_some_and(|status| {
-                            matches!(status.state, Some(PeerState::Connected | PeerState::Alone))
-                        })
-                }
-            };
-            members.agents.ready += u32::from(ready);
+            let is_updated = wanted.is_some() && applied == wanted;
+            self.agents.desired += 1;
+            self.agents.updated += u32::from(is_updated);
+            self.agents.ready += u32::from(is_ready);
             let trouble = troubles.get(node.name.as_str()).copied();
-            let problem = problem(reported, member.map(|m| m.revision), trouble);
-            if let Some((reason, text)) = problem {
-                members.problems.push(Problem { node: node.name.clone(), reason, text });
-            } else if !updated && node.ready {
-                members.waiting.push(node.name.clone());
+            if let Some((reason, text)) = problem(reported, wanted, trouble) {
+                self.problems.push(Problem { node: node.name.clone(), reason, text });
+            } else if !is_updated && node.ready {
+                self.waiting.push(node.name.clone());
             }
         }
-        members.problems.sort_by(|a, b| (a.reason, &a.node).cmp(&(b.reason, &b.node)));
-        let mut clusters = BTreeSet::new();
+        self.problems.sort_by(|a, b| (a.reason, &a.node).cmp(&(b.reason, &b.node)));
+    }
+
+    /// What those say who have a session, of themselves and of the mesh.
+    fn hear(&mut self, input: &Input<'_>) {
+        let mut clusters = BTreeSet::from([input.network.spec.cluster_name.as_str()]);
         for (key, reported) in input.reports {
             let Some(status) = reported.status.as_ref().filter(|_| reported.online) else {
                 continue;
             };
-            clusters.extend(status.clusters.iter().map(|cluster| cluster.name.clone()));
-            members.refused.extend(status.refused.iter().chain(&status.conflicts).cloned());
+            clusters.extend(status.clusters.iter().map(|cluster| cluster.name.as_str()));
+            self.refused.extend(status.refused.iter().chain(&status.conflicts).cloned());
             if !status.passed_over.is_empty() {
-                members.outdated.push(short_name(key));
-                members.passed_over.extend(passed_over(status));
+                self.outdated.push(short_name(key));
+                self.passed_over.extend(passed_over(status));
             }
-            let peers = status.peers.unwrap_or_default();
             match state(reported) {
-                PeerState::Connected => members.reachable += 1,
-                PeerState::Alone => members.alone += 1,
-                PeerState::Disconnected => members.unreachable.push(short_name(key)),
+                PeerState::Connected => self.reachable += 1,
+                PeerState::Alone => self.alone += 1,
+                PeerState::Disconnected => self.unreachable.push(short_name(key)),
                 PeerState::Pending | PeerState::Lost => {}
             }
-            members.total = members.total.max(status.members).max(peers.total + 1);
-            members.direct = members.direct.max(peers.direct);
-            members.relayed = members.relayed.max(peers.relayed);
+            let peers = status.peers.unwrap_or_default();
+            self.total = self.total.max(status.members).max(peers.total + 1);
+            self.direct = self.direct.max(peers.direct);
+            self.relayed = self.relayed.max(peers.relayed);
         }
-        clusters.insert(input.network.spec.cluster_name.clone());
-        members.clusters = u32::try_from(clusters.len()).unwrap_or(u32::MAX);
-        members
+        self.clusters = u32::try_from(clusters.len()).unwrap_or(u32::MAX);
     }
 
     fn connected(&self) -> Verdict {
@@ -872,6 +858,10 @@ fn peer_status(
             .map(|export| export.map_to.clone().unwrap_or_else(|| export.cidr.clone()))
             .collect(),
     }
+}
+
+fn is_ready(reported: &Reported) -> bool {
+    reported.online && reported.status.as_ref().is_some_and(|status| status.ready)
 }
 
 fn state(reported: &Reported) -> PeerState {
