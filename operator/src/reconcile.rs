@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crds::{ConditionType, EasyPeer};
+use crds::EasyPeer;
 use futures_util::{Future, FutureExt, StreamExt, stream::FuturesUnordered};
 use ipnet::Ipv4Net;
 use k8s_openapi::{api::core::v1::Secret as ApiSecret, jiff::Timestamp};
@@ -46,6 +46,10 @@ use crate::{
     status::{self, Gate, Key, Status},
 };
 
+mod change;
+
+use change::Changes;
+
 /// Even if nothing is heard: what depends on time is looked at again.
 const IDLE: Duration = Duration::from_secs(60);
 /// What was just written is believed before the watch says so.
@@ -56,8 +60,6 @@ const FACTS: Duration = Duration::from_secs(60);
 const FAREWELL: Duration = Duration::from_secs(300);
 /// Agents of a deleted network may clean up before their pods go.
 const CLEAN_UP: Duration = Duration::from_secs(20);
-/// A change that is not in force everywhere by then is traced no further.
-const TRACED: Duration = Duration::from_secs(300);
 /// Reports taken in before the next look at anything else.
 const REPORTS_AT_ONCE: usize = 512;
 /// Events that are remembered as told; with more, some may be told again.
@@ -96,17 +98,6 @@ pub struct Reconciler {
     running: FuturesUnordered<Job>,
 }
 
-/// A change of an EasyNetwork on its way into the cluster.
-#[derive(Debug)]
-struct Change {
-    began: Instant,
-    /// Of its trace, until it is in force.
-    span: Option<Span>,
-    traceparent: String,
-    /// The EasyPeers of its network.
-    peers: BTreeSet<String>,
-}
-
 /// What is remembered of a network between two passes.
 #[derive(Debug, Default)]
 struct State {
@@ -119,9 +110,7 @@ struct State {
     revoked_at: Option<i64>,
     /// The generation that the last pass was about.
     planned: Option<i64>,
-    /// The generation of the change that was traced last.
-    traced: Option<i64>,
-    change: Option<Change>,
+    changes: Changes,
 }
 
 type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
@@ -279,9 +268,8 @@ impl Reconciler {
 
     /// The span of a write, if it belongs to a change.
     fn trace(&self, write: &Write) -> Span {
-        let change =
-            write.network().and_then(|network| self.networks.get(network)?.change.as_ref());
-        let Some(parent) = change.and_then(|change| change.span.as_ref()) else {
+        let state = write.network().and_then(|network| self.networks.get(network));
+        let Some(parent) = state.and_then(|state| state.changes.span()) else {
             return Span::none();
         };
         let ObjectKey { target, name, .. } = write.key();
@@ -290,21 +278,20 @@ impl Reconciler {
 
     /// The span of the write of a status, if it belongs to a change; also of the one that says that the change is in force.
     fn trace_status(&self, key: &Key) -> Span {
-        let (change, kind, name) = match key {
-            Key::Network(name) => {
-                let state = self.networks.get(name);
-                (state.and_then(|state| state.change.as_ref()), "EasyNetwork", name)
-            }
+        let (state, kind, name) = match key {
+            Key::Network(name) => (self.networks.get(name), "EasyNetwork", name),
             Key::Peer(name) => {
-                let mut changes = self.networks.values().filter_map(|state| state.change.as_ref());
-                (changes.find(|change| change.peers.contains(name)), "EasyPeer", name)
+                let mut states = self.networks.values();
+                (states.find(|state| state.changes.concerns(name)), "EasyPeer", name)
             }
             Key::Malformed(_) => return Span::none(),
         };
-        let Some(change) = change else { return Span::none() };
+        let Some(parent) = state.and_then(|state| state.changes.traceparent()) else {
+            return Span::none();
+        };
         let span = tracing::info_span!(target: TRACE, parent: None, "status", kind, name);
         // As if from elsewhere: the change may be over before it.
-        telemetry::follow(&span, &change.traceparent);
+        telemetry::follow(&span, parent);
         span
     }
 
@@ -337,7 +324,7 @@ impl Reconciler {
                 if let (Key::Network(name), Some(Status::Network(status))) = (&key, &written)
                     && let Some(state) = self.networks.get_mut(name)
                 {
-                    state.end_change(status);
+                    state.changes.read(status);
                 }
                 tracing::debug!(?key, is_known = written.is_some(), "Status written");
                 false
@@ -435,9 +422,8 @@ impl Reconciler {
             self.farewell.remove(name);
             let credentials = self.credentials(name, network, &world);
             let mut state = self.networks.remove(name).unwrap_or_default();
-            state.note_change(network, now);
-            let changing = state.change.as_ref().and_then(|change| change.span.as_ref());
-            let planning = changing.map_or_else(
+            state.changes.note(network, now);
+            let planning = state.changes.span().map_or_else(
                 Span::none,
                 |change| tracing::info_span!(target: TRACE, parent: change, "plan"),
             );
@@ -454,7 +440,7 @@ impl Reconciler {
                 now: unix,
             };
             let mut desired = planning.in_scope(|| plan::plan(&input, &mut state.memo));
-            state.carry_trace(&mut desired, now);
+            state.changes.carry(&mut desired, now);
             state.planned = network.metadata.generation;
             state.lost = std::mem::take(&mut desired.lost);
             objects.append(&mut desired.objects);
@@ -713,9 +699,9 @@ impl Reconciler {
         for notice in transitions.into_iter().chain(desired.events) {
             self.tell(notice);
         }
-        let live = network.status.clone().map(|status| Status::Network(Box::new(status)));
-        let status = Status::Network(Box::new(desired.status));
-        self.gate.offer(Key::Network(name.to_owned()), live.as_ref(), status, now);
+        let changes = &mut self.networks.entry(name.to_owned()).or_default().changes;
+        let live = network.status.clone();
+        offer_network(&mut self.gate, changes, name, live, desired.status, now);
         let mut has_room = true;
         for (peer, status) in desired.peer_status {
             let live = world.peers.get(&peer).and_then(|peer| peer.status.clone());
@@ -853,55 +839,21 @@ impl Reconciler {
     }
 }
 
-impl State {
-    /// Begins to trace what was changed since the status was written.
-    fn note_change(&mut self, network: &crds::EasyNetwork, now: Instant) {
-        let Some(generation) = network.metadata.generation else { return };
-        let planned = network.status.as_ref().and_then(|status| status.observed_generation);
-        if planned == Some(generation) || self.traced == Some(generation) {
-            return;
-        }
-        let name = network.name_any();
-        let span =
-            tracing::info_span!(target: TRACE, parent: None, "change", network = name, generation);
-        let traceparent = telemetry::traceparent(&span);
-        self.traced = Some(generation);
-        let peers = BTreeSet::new();
-        self.change = Some(Change { began: now, span: Some(span), traceparent, peers });
+/// Offers the status of a network to whoever writes it. What stands there already, as another operator wrote it, is not written.
+fn offer_network(
+    gate: &mut Gate,
+    changes: &mut Changes,
+    name: &str,
+    live: Option<crds::EasyNetworkStatus>,
+    status: crds::EasyNetworkStatus,
+    now: Instant,
+) {
+    let key = Key::Network(name.to_owned());
+    let live = live.map(|status| Status::Network(Box::new(status)));
+    gate.offer(key.clone(), live.as_ref(), Status::Network(Box::new(status.clone())), now);
+    if !gate.is_pending(&key) {
+        changes.read(&status);
     }
-
-    /// Lets members know which trace they are part of, until the change is in force.
-    fn carry_trace(&mut self, desired: &mut Desired, now: Instant) {
-        let Some(change) = &mut self.change else { return };
-        if !change.traceparent.is_empty() {
-            change.peers = desired.peer_status.keys().cloned().collect();
-        }
-        if change.span.is_some() {
-            for member in desired.members.values_mut() {
-                member.traceparent.clone_from(&change.traceparent);
-            }
-        }
-        if is_in_force(&desired.status) {
-            change.span = None;
-        }
-        if now >= change.began + TRACED {
-            self.change = None;
-        }
-    }
-
-    /// A status was written: the change is over if everybody can read there that it is in force.
-    fn end_change(&mut self, written: &crds::EasyNetworkStatus) {
-        self.change.take_if(|change| change.span.is_none() && is_in_force(written));
-    }
-}
-
-/// Whether every agent runs what the status is about.
-fn is_in_force(status: &crds::EasyNetworkStatus) -> bool {
-    let programmed = ConditionType::Programmed.as_str();
-    status
-        .conditions
-        .iter()
-        .any(|condition| condition.type_ == programmed && condition.status == "True")
 }
 
 /// Reports of those who are neither members nor connected are dropped, so that they do not pile up.
@@ -967,3 +919,6 @@ fn outcome(failure: &Failure) -> &'static str {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

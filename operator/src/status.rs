@@ -203,6 +203,11 @@ impl Gate {
         self.last.retain(|key, _| !is_gone(key));
     }
 
+    /// Whether a status of an object waits to be written, or is being written.
+    pub fn is_pending(&self, key: &Key) -> bool {
+        self.waiting.contains_key(key) || self.running.contains_key(key)
+    }
+
     /// What is, or is about to be, written of an object.
     pub fn last(&self, key: &Key) -> Option<&Status> {
         let waiting = self.waiting.get(key).map(|waiting| &waiting.status);
