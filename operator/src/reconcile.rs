@@ -412,86 +412,94 @@ impl Reconciler {
         let now = Instant::now();
         let unix = Timestamp::now().as_second();
         let world = self.with_written(world, now);
-        let mut objects = self.own_objects(&world);
-        let mut obsolete = BTreeSet::new();
-        let mut table = Table::default();
-        let mut planned = Vec::new();
-        let mut next: Option<i64> = None;
-
+        let mut round = Round { objects: self.own_objects(&world), ..Round::default() };
         for (name, network) in &world.networks {
-            self.farewell.remove(name);
-            let credentials = self.credentials(name, network, &world);
-            let mut state = self.networks.remove(name).unwrap_or_default();
-            state.changes.note(network, now);
-            let planning = state.changes.span().map_or_else(
-                Span::none,
-                |change| tracing::info_span!(target: TRACE, parent: change, "plan"),
-            );
-            let input = plan::Input {
-                world: &world,
-                network,
-                install: &self.install,
-                credentials: &credentials,
-                reports: &state.reports,
-                facts: &self.facts,
-                lost: &state.lost,
-                hearing_since: self.hearing_since,
-                retire,
-                now: unix,
-            };
-            let mut desired = planning.in_scope(|| plan::plan(&input, &mut state.memo));
-            state.changes.carry(&mut desired, now);
-            state.planned = network.metadata.generation;
-            state.lost = std::mem::take(&mut desired.lost);
-            objects.append(&mut desired.objects);
-            obsolete.append(&mut desired.obsolete);
-            next = [next, desired.next].into_iter().flatten().min();
-            if desired.generate && !state.secret_in_flight {
-                state.secret_in_flight = true;
-                self.generate(name, network, unix);
-            }
-            forget_strangers(&mut state, &desired);
-            if let Some(part) = self.feed_part(name, &mut state, &mut desired, unix) {
-                table.networks.insert(name.clone(), part);
-            }
-            self.networks.insert(name.clone(), state);
-            planned.push((name, network, desired));
+            self.plan(name, network, &world, retire, (now, unix), &mut round);
         }
-        self.departing(&world, &mut table, now);
+        self.departing(&world, &mut round.table, now);
+        let table = &mut round.table;
         table.whole = names_of_networks(&world).all(|network| table.networks.contains_key(network));
-        let all_retired = retire && self.all_retired(&world, &table, now);
+        let all_retired = retire && self.all_retired(&world, table, now);
         // Before all else: thousands of sessions go on with it while this task sees to what people read.
-        self.publish(table);
+        self.publish(std::mem::take(table));
+        self.say(&world, &mut round, (now, unix));
+        if self.farewell.values().any(|since| now < *since + CLEAN_UP) {
+            round.look_again(unix + 2);
+        }
+        round.obsolete.extend(self.orphans(&world, now));
+        if retire {
+            round.take_down(&world, all_retired);
+        }
+        self.queue.want(&world, |_| true, round.objects, round.obsolete, now);
+        self.next = round.next.map(|at| {
+            now + Duration::from_secs(u64::try_from(at.saturating_sub(unix)).unwrap_or_default())
+        });
+    }
 
-        for (name, network, desired) in planned {
-            if !self.offer_status(name, network, &world, desired, now) {
+    /// Plans one network, and sees to its keys.
+    fn plan(
+        &mut self,
+        name: &str,
+        network: &Arc<crds::EasyNetwork>,
+        world: &World,
+        retire: bool,
+        (now, unix): (Instant, i64),
+        round: &mut Round,
+    ) {
+        self.farewell.remove(name);
+        let credentials = self.credentials(name, network, world);
+        let mut state = self.networks.remove(name).unwrap_or_default();
+        state.changes.note(network, now);
+        let planning = state.changes.span().map_or_else(
+            Span::none,
+            |change| tracing::info_span!(target: TRACE, parent: change, "plan"),
+        );
+        let input = plan::Input {
+            world,
+            network,
+            install: &self.install,
+            credentials: &credentials,
+            reports: &state.reports,
+            facts: &self.facts,
+            lost: &state.lost,
+            hearing_since: self.hearing_since,
+            retire,
+            now: unix,
+        };
+        let mut desired = planning.in_scope(|| plan::plan(&input, &mut state.memo));
+        state.changes.carry(&mut desired, now);
+        state.planned = network.metadata.generation;
+        state.lost = std::mem::take(&mut desired.lost);
+        round.objects.append(&mut desired.objects);
+        round.obsolete.append(&mut desired.obsolete);
+        if let Some(next) = desired.next {
+            round.look_again(next);
+        }
+        if desired.generate && !state.secret_in_flight {
+            state.secret_in_flight = true;
+            self.generate(name, network, unix);
+        }
+        forget_strangers(&mut state, &desired);
+        if let Some(part) = self.feed_part(name, &mut state, &mut desired, unix) {
+            round.table.networks.insert(name.to_owned(), part);
+        }
+        self.networks.insert(name.to_owned(), state);
+        round.planned.push((name.to_owned(), Arc::clone(network), desired));
+    }
+
+    /// Offers what people read, and forgets of whom there is nothing to say any more.
+    fn say(&mut self, world: &World, round: &mut Round, (now, unix): (Instant, i64)) {
+        for (name, network, desired) in std::mem::take(&mut round.planned) {
+            if !self.offer_status(&name, &network, world, desired, now) {
                 // Asked again when some of those that wait were written.
-                next = Some(next.map_or(unix + 5, |next| next.min(unix + 5)));
+                round.look_again(unix + 5);
             }
         }
-        self.offer_malformed(&world, unix, now);
-        if self.farewell.values().any(|since| now < *since + CLEAN_UP) {
-            next = Some(next.map_or(unix + 2, |next| next.min(unix + 2)));
-        }
-        obsolete.extend(self.orphans(&world, now));
-
-        if all_retired {
-            objects.retain(|object| object.key.target == Target::EndpointSlice);
-            obsolete.extend(everything(&world));
-        } else if retire {
-            // Nothing is made any more, and nothing taken away from those who still clean up.
-            objects
-                .retain(|object| matches!(object.key.target, Target::Peer | Target::EndpointSlice));
-            obsolete.clear();
-        }
-        self.queue.want(&world, |_| true, objects, obsolete, now);
+        self.offer_malformed(world, unix, now);
         self.gate.forget(|key| match key {
-            Key::Malformed(name) => !is_malformed(&world, name),
+            Key::Malformed(name) => !is_malformed(world, name),
             Key::Network(name) => !world.networks.contains_key(name),
             Key::Peer(name) => !world.peers.contains_key(name),
-        });
-        self.next = next.map(|at| {
-            now + Duration::from_secs(u64::try_from(at.saturating_sub(unix)).unwrap_or_default())
         });
     }
 
@@ -836,6 +844,36 @@ impl Reconciler {
             .keys()
             .chain(leaving.map(|(network, _)| network))
             .all(|network| self.has_retired(world, network))
+    }
+}
+
+/// What one pass comes to.
+#[derive(Debug, Default)]
+struct Round {
+    objects: Vec<Object>,
+    obsolete: BTreeSet<ObjectKey>,
+    table: Table,
+    planned: Vec<(String, Arc<crds::EasyNetwork>, Desired)>,
+    /// When the answer may be another one without anything happening (unix seconds).
+    next: Option<i64>,
+}
+
+impl Round {
+    fn look_again(&mut self, at: i64) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+
+    /// Everything goes, once all members have cleaned up.
+    fn take_down(&mut self, world: &World, all_retired: bool) {
+        if all_retired {
+            self.objects.retain(|object| object.key.target == Target::EndpointSlice);
+            self.obsolete.extend(everything(world));
+            return;
+        }
+        // Nothing is made any more, and nothing taken away from those who still clean up.
+        self.objects
+            .retain(|object| matches!(object.key.target, Target::Peer | Target::EndpointSlice));
+        self.obsolete.clear();
     }
 }
 
