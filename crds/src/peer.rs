@@ -251,7 +251,7 @@ pub struct EasyPeerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 
-    /// What it found wrong with its host, and what to do.
+    /// What it found wrong with its host or its configuration, and what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
