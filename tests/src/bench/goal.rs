@@ -84,7 +84,7 @@ impl Row {
             Self::RssIdle => "rss-idle",
             Self::RssPeak => "rss-peak",
             Self::TcpCarrier => "tcp-carrier",
-            Self::Relay => "relay",
+            Self::Relay => "relay-tcp",
             Self::RelayRtt => "relay-rtt",
             Self::Start => "start",
             Self::DirectMedian => "direct-p50",
@@ -97,13 +97,9 @@ impl Row {
         }
     }
 
-    /// The rows that a word of `--only` names: one, or all that begin with it.
+    /// The rows that a word of `--only` names: all that begin with it.
     pub fn named(word: &str) -> Vec<Self> {
-        let exact = Self::ALL.into_iter().find(|row| row.name() == word);
-        exact.map_or_else(
-            || Self::ALL.into_iter().filter(|row| row.name().starts_with(word)).collect(),
-            |row| vec![row],
-        )
+        Self::ALL.into_iter().filter(|row| row.name().starts_with(word)).collect()
     }
 
     pub fn title(self) -> &'static str {
@@ -280,8 +276,8 @@ mod tests {
     }
 
     #[test]
-    fn a_word_names_one_row_or_all_that_begin_with_it() {
-        assert_eq!(Row::named("relay"), [Row::Relay]);
+    fn a_word_names_all_rows_that_begin_with_it() {
+        assert_eq!(Row::named("relay"), [Row::Relay, Row::RelayRtt]);
         assert_eq!(Row::named("direct"), [Row::DirectMedian, Row::DirectTail]);
         assert!(Row::named("throughput").is_empty());
     }

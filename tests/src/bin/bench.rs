@@ -21,7 +21,7 @@ Rows:
   flood rtt-idle rtt-loaded    small packets
   rss-idle rss-peak            memory of a node
   tcp-carrier                  one TCP stream over the TCP carrier
-  relay relay-rtt              over a public server
+  relay-tcp relay-rtt          over a public server
   start                        from the start of a node to the first answer
   direct-p50 direct-p95        from the first packet to the direct path through two NATs
   failover                     outage when a direct path dies
