@@ -94,6 +94,7 @@ impl Engine {
         }
         self.lsdb.forget(node);
         self.topology.remove_member(node);
+        self.topology.remove_links(node);
         if self.links.contains_key(&node) {
             self.link_down(node, "it was revoked", now);
         }

@@ -38,7 +38,7 @@ use crate::{
     snapshot::{Route, RouteState},
 };
 
-/// Copies age by whole seconds at every hop, so that an LSA seems younger than it is.
+/// Copies age by whole seconds at every hop, so that an LSA seems some seconds younger or older than it is.
 const AGE_SLACK: Duration = Duration::from_secs(5);
 /// What is said of a second node with our keys.
 pub(super) const TWIN: &str =

@@ -77,7 +77,7 @@ impl Entry {
         Bytes::copy_from_slice(&self.bytes)
     }
 
-    /// Seconds.
+    /// Whole seconds, up to one too many.
     fn age(&self, clock: i32) -> u32 {
         u32::try_from(clock.saturating_sub(self.made)).unwrap_or(0)
     }
@@ -353,6 +353,23 @@ mod tests {
         assert_eq!(lsdb.expire(now + Duration::from_secs(600)), []);
         assert!(lsdb.is_empty());
         assert_eq!(lsdb.insert(&lsa(2, 2, 0, 0), 600, now), Err(Refused::Expired));
+    }
+
+    #[test]
+    fn an_age_is_at_most_a_second_off_and_never_shrinks() {
+        let began = Instant::now();
+        let mut lsdb = Lsdb::new(Limits::MEMBER, began);
+        let received = began + Duration::from_millis(900);
+        lsdb.insert(&lsa(1, 1, 600, 0), 70, received).unwrap();
+        let key = lsa(1, 1, 600, 0).key();
+
+        let mut before = 0;
+        for tenths in 0..50_u32 {
+            let age =
+                lsdb.copy(&key, received + Duration::from_millis(100) * tenths).unwrap().age_s;
+            assert!(age >= before && age.abs_diff(70 + tenths / 10) <= 1, "{age} after {tenths}");
+            before = age;
+        }
     }
 
     #[test]
