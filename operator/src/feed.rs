@@ -12,7 +12,7 @@
 //!                                 sidecar
 //! ```
 //! [`identity`] is the root that sidecars know this server by, [`auth`] says who a caller is, [`member`] what a member is sent,
-//! [`server`] accepts and runs the sessions, [`clock`] judges the callers' clocks, [`reports`] is the way back.
+//! [`server`] accepts and runs the sessions, [`clock`] judges the callers' clocks, [`bounds`] what they say, [`reports`] is the way back.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -22,6 +22,7 @@ use session::issuer::Issuer;
 use wire::id::NodeKeys;
 
 pub mod auth;
+pub mod bounds;
 pub mod clock;
 pub mod identity;
 pub mod member;

@@ -45,7 +45,7 @@ use wire::id::{DhKey, NodeKeys, SignKey};
 use super::{
     Authenticator, Event, MemberKey, Report, Reports, Table,
     auth::Refusal,
-    clock,
+    bounds, clock,
     member::{Holder, Next},
 };
 
@@ -476,9 +476,10 @@ impl Session {
         outcome: Result<MemberKey, Refusal>,
         now: Instant,
     ) -> Result<(), Over> {
-        let Some(Pending { call, enroll, keys, clock, .. }) = self.auth.take() else {
+        let Some(Pending { call, mut enroll, keys, clock, .. }) = self.auth.take() else {
             return Ok(());
         };
+        bounds::text(&mut enroll.version, bounds::VERSION);
         let member = match outcome {
             Ok(member) => member,
             Err(refusal) => {
@@ -579,7 +580,8 @@ impl Session {
         match frame.method {
             APPLIED => {
                 let applied = Applied::decode(&*frame.body).map_err(|_| malformed())?;
-                let Applied { revision, error, rolled_back, epochs } = applied;
+                let Applied { revision, mut error, rolled_back, epochs } = applied;
+                bounds::text(&mut error, bounds::ERROR);
                 self.report(if error.is_empty() {
                     Event::Applied { revision, epochs }
                 } else {
@@ -604,6 +606,7 @@ impl Session {
 
     fn take_status(&mut self, mut status: Status, now: Instant) {
         let Some(somebody) = &mut self.member else { return };
+        bounds::status(&mut status);
         // The time is no part of how the node is, or each would be news.
         let said = std::mem::take(&mut status.unix_s);
         match &mut somebody.clock {
