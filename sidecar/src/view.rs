@@ -18,7 +18,6 @@ use netio::{
     driver::{Recorded, View},
     udp::UdpSockets,
 };
-use rpc::feed::{MAX_PASSED_OVER, MAX_PASSED_OVER_LEN};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use wire::{
@@ -861,18 +860,11 @@ impl Facts {
             more => format!(" and {more} more"),
         };
         let message = format!(
-            "This version, {}, does not know {}{more} of its configuration, and passes it over: upgrade it",
+            "This version, {}, does not know {}{more} of its configuration, and passes it over: run the version of its configuration server",
             env!("CARGO_PKG_VERSION"),
             named.join(", ")
         );
         Some(condition(kind, false, "PassedOver", message))
-    }
-
-    /// What this version does not know of its configuration, as the configuration server is told.
-    pub fn passed_over(&self) -> Vec<String> {
-        let passed_over = self.passed_over.as_ref().map(watch::Receiver::borrow);
-        let parts = passed_over.iter().flat_map(|parts| parts.iter());
-        parts.take(MAX_PASSED_OVER).map(short_name).collect()
     }
 
     fn listening(&self) -> Condition {
@@ -890,10 +882,12 @@ impl Facts {
 
 /// Parts of a configuration that a sentence names.
 const PASSED_OVER_NAMED: usize = 3;
+/// Bytes of one of them.
+const PASSED_OVER_LEN: usize = 128;
 
 fn short_name(part: &PassedOver) -> String {
     let mut name = part.to_string();
-    name.truncate(name.floor_char_boundary(MAX_PASSED_OVER_LEN));
+    name.truncate(name.floor_char_boundary(PASSED_OVER_LEN));
     name
 }
 

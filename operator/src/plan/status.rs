@@ -17,7 +17,6 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::ResourceExt;
-use rpc::feed::{MAX_PASSED_OVER, MAX_PASSED_OVER_LEN};
 use wire::id::NodeId;
 
 use super::{
@@ -32,7 +31,9 @@ use crate::{
 
 /// A new leader hears of members as they connect again; so long it believes what was written last.
 pub const HEARING: i64 = 90;
-/// What sidecars call the condition of their clocks.
+/// What sidecars call the condition of whether they know all of their configuration.
+const CONFIG_KNOWN: &str = "ConfigKnown";
+/// What they call that of their clocks.
 const CLOCK_RIGHT: &str = "ClockRight";
 /// Names that a message lists; the rest is a number.
 const NAMED: usize = 3;
@@ -338,7 +339,9 @@ pub(super) fn conclude(
         conditions: conditions.collect(),
         addresses: goes_on.then_some(addresses),
         agents: Some(members.agents),
-        peers: members.peers(),
+        peers: members.peers().or_else(|| {
+            before.and_then(|status| status.peers.clone()).filter(|_| input.is_hearing())
+        }),
         exported: exported.iter().map(ToString::to_string).collect(),
         conflicts,
     };
@@ -627,9 +630,8 @@ struct Members {
     /// Ready nodes whose agent does not run this yet.
     waiting: Vec<String>,
     refused: BTreeSet<String>,
-    /// Members of an earlier version, and what of their configuration they do not know.
+    /// Members of another version, which do not know all of their configuration.
     outdated: Vec<String>,
-    passed_over: BTreeSet<String>,
     reachable: u32,
     unreachable: Vec<String>,
     alone: u32,
@@ -645,6 +647,7 @@ impl Members {
         let mut members = Self::default();
         members.look_at_nodes(input, desired);
         members.hear(input);
+        members.believe(input);
         members
     }
 
@@ -693,9 +696,8 @@ impl Members {
             };
             clusters.extend(status.clusters.iter().map(|cluster| cluster.name.as_str()));
             self.refused.extend(status.refused.iter().chain(&status.conflicts).cloned());
-            if !status.passed_over.is_empty() {
+            if status.conditions.iter().any(|said| said.kind == CONFIG_KNOWN && !said.status) {
                 self.outdated.push(short_name(key));
-                self.passed_over.extend(passed_over(status));
             }
             match state(reported) {
                 PeerState::Connected => self.reachable += 1,
@@ -709,6 +711,28 @@ impl Members {
             self.relayed = self.relayed.max(peers.relayed);
         }
         self.clusters = u32::try_from(clusters.len()).unwrap_or(u32::MAX);
+    }
+
+    /// What was written of those who have said nothing yet, to this operator or since they came back.
+    fn believe(&mut self, input: &Input<'_>) {
+        let name = input.network.name_any();
+        for peer in input.world.peers.values().filter(|peer| peer.spec.network == name) {
+            let key = member_key(peer);
+            let is_due = match input.reports.get(&key) {
+                Some(reported) => reported.online && reported.status.is_none(),
+                None => input.is_hearing(),
+            };
+            let Some(status) = peer.status.as_ref().filter(|_| is_due) else { continue };
+            match status.state {
+                Some(PeerState::Connected) => self.reachable += 1,
+                Some(PeerState::Alone) => self.alone += 1,
+                Some(PeerState::Disconnected | PeerState::Pending | PeerState::Lost) | None => {}
+            }
+            let mut conditions = status.conditions.iter();
+            if conditions.any(|said| said.type_ == CONFIG_KNOWN && said.status == "False") {
+                self.outdated.push(short_name(&key));
+            }
+        }
     }
 
     fn connected(&self) -> Verdict {
@@ -735,19 +759,20 @@ impl Members {
 
     /// Of a network that is as it was asked to be, `so`, but for what members do not know of it.
     fn outdated(&self, so: &str) -> Option<Verdict> {
-        let who = list(&self.outdated, ", ");
-        let passed_over: Vec<String> = self.passed_over.iter().cloned().collect();
-        let what = list(&passed_over, ", ");
-        let message = match self.outdated.len() {
+        let own = env!("CARGO_PKG_VERSION");
+        let (who, verb, whose) = match self.outdated.len() {
             0 => return None,
-            1 => format!(
-                "{so}, but {who} is of an earlier version, which does not know {what}: upgrade it"
-            ),
-            _ => format!(
-                "{so}, but {who} are of an earlier version, which does not know {what}: upgrade them"
-            ),
+            1 => (list(&self.outdated, ", "), "passes", "its EasyPeer"),
+            _ => (list(&self.outdated, ", "), "pass", "their EasyPeers"),
         };
-        Some(verdict("True", Reason::AgentsOutdated, message))
+        Some(verdict(
+            "True",
+            Reason::AgentsOutdated,
+            format!(
+                "{so}, but {who} {verb} over what their version does not know, see ConfigKnown of {whose}: \
+                 the operator is of version {own}, use one for all"
+            ),
+        ))
     }
 
     fn peers(&self) -> Option<PeersStatus> {
@@ -769,15 +794,7 @@ impl Members {
         let peers = input.world.peers.iter().filter(|(_, peer)| peer.spec.network == name);
         let statuses = peers.filter_map(|(peer_name, peer)| {
             let before = peer.status.clone().unwrap_or_default();
-            let key = match (&peer.spec.node_ref, &peer.spec.pod_ref, &peer.spec.external_name) {
-                (Some(node), _, _) => MemberKey::Node(node.name.clone()),
-                (_, Some(pod), _) => MemberKey::Pod {
-                    namespace: pod.namespace.clone(),
-                    name: pod.name.clone(),
-                    uid: pod.uid.clone(),
-                },
-                (_, _, external) => MemberKey::External(external.clone().unwrap_or_default()),
-            };
+            let key = member_key(peer);
             let status = match input.reports.get(&key) {
                 Some(reported) => peer_status(input, common, peer, reported, &before),
                 // Of a member that was never heard of there is nothing to say.
@@ -788,6 +805,19 @@ impl Members {
             Some((peer_name.clone(), status))
         });
         statuses.collect()
+    }
+}
+
+/// Whose EasyPeer it is.
+fn member_key(peer: &crds::EasyPeer) -> MemberKey {
+    match (&peer.spec.node_ref, &peer.spec.pod_ref, &peer.spec.external_name) {
+        (Some(node), _, _) => MemberKey::Node(node.name.clone()),
+        (_, Some(pod), _) => MemberKey::Pod {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        },
+        (_, _, external) => MemberKey::External(external.clone().unwrap_or_default()),
     }
 }
 
@@ -823,15 +853,21 @@ fn peer_status(
         condition(kind, truth, reason, message, generation, &before.conditions, input.now)
     };
     let skew = clock_skew(reported).filter(|_| reported.online);
-    let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let conditions = conditions
-        .iter()
-        .filter(|said| !said.kind.is_empty() && (said.kind != CLOCK_RIGHT || skew.is_none()))
-        .map(|said| {
-            let reason = if is_reason(&said.reason) { &said.reason } else { "HostProblem" };
-            let truth = if said.status { "True" } else { "False" };
-            say(&said.kind, truth, reason, said.message.clone())
-        });
+    let conditions: Vec<Condition> = match status {
+        Some(status) => status
+            .conditions
+            .iter()
+            .map(|said| {
+                let reason = if is_reason(&said.reason) { &said.reason } else { "HostProblem" };
+                let truth = if said.status { "True" } else { "False" };
+                say(&said.kind, truth, reason, said.message.clone())
+            })
+            .collect(),
+        // It came back, and has said nothing new yet.
+        None => before.conditions.clone(),
+    };
+    let conditions =
+        conditions.into_iter().filter(|said| said.type_ != CLOCK_RIGHT || skew.is_none());
     let skewed = skew
         .as_ref()
         .map(|skew| say(CLOCK_RIGHT, "False", Reason::ClockSkew.as_str(), skew.clone()));
@@ -923,14 +959,6 @@ fn problem(
     let (reason, message) = trouble?;
     let message = if message.is_empty() { String::new() } else { format!(": {message}") };
     Some((Reason::AgentNotRunning, format!("the agent's pod does not run, {reason}{message}")))
-}
-
-/// What a member does not know of its configuration. It is one of many, and says what it wants.
-fn passed_over(status: &rpc::feed::Status) -> impl Iterator<Item = String> {
-    status.passed_over.iter().take(MAX_PASSED_OVER).map(|part| {
-        let shown = &part[..part.floor_char_boundary(MAX_PASSED_OVER_LEN)];
-        shown.replace(char::is_control, "\u{fffd}")
-    })
 }
 
 /// What may explain that a configuration makes no sense to an agent.

@@ -42,10 +42,6 @@ pub const MAX_TOKEN: usize = 16 * 1024;
 pub const MAX_RECORDS: usize = 160 * 1024;
 /// Transitions that one [`Status`] may name; the oldest are left out.
 pub const MAX_TRANSITIONS: usize = 32;
-/// Parts of a configuration that one [`Status`] may name as passed over; the others are left out.
-pub const MAX_PASSED_OVER: usize = 16;
-/// Bytes of the name of each; the rest is cut off.
-pub const MAX_PASSED_OVER_LEN: usize = 128;
 
 /// Asks for a configuration; the first call of every session.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
@@ -188,10 +184,6 @@ pub struct Status {
     /// Unix seconds as the member's clock has it; members of an earlier version say 0.
     #[prost(uint64, tag = "15")]
     pub unix_s: u64,
-    /// What the node does not know of the revision in force, and passes over: `transport.punch "gently"`, `node.mood`. Members of an
-    /// earlier version say nothing of it.
-    #[prost(string, repeated, tag = "16")]
-    pub passed_over: Vec<String>,
 }
 
 /// Peers by how they are reached.

@@ -131,7 +131,6 @@ fn status(view: &View, facts: &Facts, revision: u64) -> Status {
         members_on_epoch: count(snapshot.issued.members_on_epoch),
         members: count(snapshot.issued.members),
         ports,
-        passed_over: facts.passed_over(),
     }
 }
 
