@@ -3,7 +3,6 @@
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
-use tokio::{io::Interest, net::unix::pipe};
 
 use crate::{args::Output, error::Failure};
 
@@ -61,15 +60,6 @@ pub fn show_next<T: Serialize>(
         }
     };
     write(&text)
-}
-
-/// Ends when whoever reads standard output is gone; never, if that is no pipe.
-pub async fn reader_gone() {
-    // Opened anew: what is set for this descriptor is not set for standard output.
-    match pipe::OpenOptions::new().open_sender("/proc/self/fd/1") {
-        Ok(out) => drop(out.ready(Interest::ERROR).await),
-        Err(_) => std::future::pending().await,
-    }
 }
 
 /// Writes a text and a line's end.

@@ -6,10 +6,15 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
-    os::unix::fs::PermissionsExt,
+    net::Shutdown,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, net::UnixStream},
+    },
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,7 +32,7 @@ struct World {
     b: Node,
     _server: Node,
     host_a: Host,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl World {
@@ -40,7 +45,7 @@ impl World {
         let b = Node::start(&lab, &host_b, "b", &[&url], "");
         a.wait("peers=1", MOMENT);
         b.wait("peers=1", MOMENT);
-        Self { a, b, _server: server, host_a, _lab: lab }
+        Self { a, b, _server: server, host_a, lab }
     }
 }
 
@@ -367,7 +372,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < MOMENT, "in vain until {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -409,7 +414,7 @@ fn a_ping_without_end_says_each_answer_as_it_comes() {
         .unwrap();
     let (sender, lines) = mpsc::channel();
     let stdout = BufReader::new(child.stdout.take().unwrap());
-    std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap())));
+    thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap())));
     let next = || serde_json::from_str(&lines.recv_timeout(MOMENT).unwrap()).unwrap();
     let many: [Value; 2] = [next(), next()];
     child.kill().unwrap();
@@ -448,6 +453,79 @@ fn what_has_no_end_ends_quietly_when_nobody_reads_it() {
         assert!(output.status.success(), "{what} goes on: {output:?}");
         assert_eq!(text(&output.stdout).lines().count(), 1, "{what}: {output:?}");
         assert_eq!(text(&output.stderr), "0\n", "{what}");
+    }
+
+    for (what, args) in [
+        ("what has nothing more to write to a socket", "ping b -c 0 -i 600"),
+        ("what waits for news to write to a socket", "events --follow"),
+    ] {
+        let (reader, out) = UnixStream::pair().unwrap();
+        let mut child = start_asking(&world.a, args, OwnedFd::from(out));
+        let mut reader = BufReader::new(reader);
+        assert!(reader.read_line(&mut String::new()).unwrap() > 0, "{what}");
+        // It only says that it will send nothing, as the end of a pipe into a socket does.
+        reader.get_ref().shutdown(Shutdown::Write).unwrap();
+        thread::sleep(Duration::from_millis(300));
+        assert!(child.try_wait().unwrap().is_none(), "{what} is read");
+
+        drop(reader);
+
+        assert_eq!(ends(&mut child).code(), Some(0), "{what}");
+    }
+
+    let fifo = world.lab.dir().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let reader = {
+        let fifo = fifo.clone();
+        thread::spawn(move || BufReader::new(fs::File::open(fifo).unwrap()))
+    };
+    let out = fs::File::options().write(true).open(&fifo).unwrap();
+    let mut reader = reader.join().unwrap();
+    let mut child = start_asking(&world.a, "ping b -c 0 -i 600", out);
+    assert!(reader.read_line(&mut String::new()).unwrap() > 0);
+    drop(reader);
+    assert_eq!(ends(&mut child).code(), Some(0), "a named pipe");
+}
+
+#[test]
+fn a_ping_that_ends_tells_its_outcome_also_when_nobody_reads_it() {
+    let world = World::new("");
+    let ping = |args: &str| {
+        let (reader, out) = UnixStream::pair().unwrap();
+        drop(reader);
+        let mut child = start_asking(&world.a, args, OwnedFd::from(out));
+        ends(&mut child).code()
+    };
+    assert_eq!(ping("ping b -c 2 -i 600"), Some(0), "answered, and nothing more to say");
+    assert_eq!(ping("ping nobody -c 2"), Some(1), "there is no such peer");
+
+    signal(world.b.pid(), "STOP");
+
+    let outcome = ping("ping b -c 1");
+    signal(world.b.pid(), "CONT");
+    assert_eq!(outcome, Some(1), "not answered");
+}
+
+/// A command of the command line against a node, with this standard output.
+fn start_asking(node: &Node, args: &str, out: impl Into<Stdio>) -> Child {
+    let mut command = Command::new(node::binary());
+    command.args(args.split(' ')).arg("--admin").arg(node.socket());
+    command.stdout(out).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// How a process ends, which it does soon.
+fn ends(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("it goes on");
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

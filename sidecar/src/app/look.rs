@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use netio::port::reader;
 use serde::Serialize;
 
 use crate::{
@@ -48,7 +49,8 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
             show(&stats, look.output, |_| stats_page(&stats))
         }
         Command::Events(args) => while_read(events(args)).await,
-        Command::Ping(args) => while_read(ping(args)).await,
+        Command::Ping(args) if args.count == 0 => while_read(ping(args)).await,
+        Command::Ping(args) => ping(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Config(ConfigCommand::Show(look)) => {
             let rows: Vec<serde_json::Value> = ask(&look.admin, &Request::ConfigShow).await?;
@@ -81,7 +83,7 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
 async fn while_read(saying: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     tokio::select! {
         said = saying => said,
-        () = render::reader_gone() => Ok(()),
+        () = reader::gone(std::io::stdout()) => Ok(()),
     }
 }
 
@@ -212,7 +214,8 @@ impl Asked {
     }
 }
 
-/// Asks as often as is wanted. What has no end is shown as it comes; else JSON and YAML are one document.
+/// Asks as often as is wanted. What has no end is shown as it comes; else JSON and YAML are one document, and the outcome is told also
+/// when nobody reads the answers any more.
 async fn ping(args: Ping) -> Result<(), Failure> {
     let output = args.look.output;
     let is_document = args.count > 0 && (output == Output::Json || output == Output::Yaml);
@@ -234,7 +237,9 @@ async fn ping(args: Ping) -> Result<(), Failure> {
         let asked = Asked::of(number, pong);
         if is_document {
             document.push(asked);
-        } else if show_next(&asked, output, || asked.line())? == Reader::Gone {
+        } else if show_next(&asked, output, || asked.line())? == Reader::Gone
+            && (args.count == 0 || is_answered)
+        {
             return Ok(());
         }
     }
