@@ -68,11 +68,14 @@ fn build() -> Homes {
     say(
         "The public server needs no configuration, no privilege and no secret. It prints where it is reached:",
     );
-    command("relay", "easynet server --public-host 198.18.1.2");
+    command("relay", "easynet server --public-host 198.18.1.2 --state-dir server");
     let (server, url) = node::server(&mut lab, &relay, "server", "");
     println!("  {url}");
     println!();
-    say("A node needs the network's name, its secret, and a place to start:");
+    say(
+        "A node needs the network's name, its secret, which is made once and copied to both, and a place to start:",
+    );
+    command("a", "easynet secret new > secret");
     command("a", "easynet run --network lab --secret-file secret -p 'udp://198.18.1.2:11010?k=…'");
     command("b", "easynet run --network lab --secret-file secret -p 'udp://198.18.1.2:11010?k=…'");
     let began = Instant::now();
