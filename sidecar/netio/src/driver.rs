@@ -485,7 +485,8 @@ impl Driver {
             found.map(|(_, value)| value.as_str())
         };
         let number = |name| field(name).and_then(|value| value.parse::<u64>().ok());
-        // Addresses and names stay below INFO; the message says what happened without them.
+        // Addresses and names of peers stay below INFO; the message says what happened without them, but for a conflict, about which
+        // nobody can do anything who does not know the prefix and the members.
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(

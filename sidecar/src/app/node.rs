@@ -384,7 +384,7 @@ fn patience(run: &Run) -> Instant {
     Instant::now() + if run.standby { PREDECESSOR_GONE } else { Duration::ZERO }
 }
 
-/// Says once that the node is ready, with its addresses.
+/// Says once that the node is ready, with its addresses: its own may be in the log, a peer's not.
 fn announce(answers: &Answers, group: &TaskGroup) {
     let answers = answers.clone();
     group.spawn_transient("announce", async move {
