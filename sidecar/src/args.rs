@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const AFTER: &str = "\
 Two machines in one network, through a public server:
-  server$ easynet server                         # prints its URL with ?k=
+  server$ easynet server --state-dir server      # prints its URL with ?k=
   a$ easynet secret new > secret
   a$ easynet run --network home --secret-file secret -p 'udp://server:11010?k=…'
   b$ easynet run --network home --secret-file secret -p 'udp://server:11010?k=…'
@@ -196,7 +196,7 @@ pub struct Run {
     #[arg(long, env = "EASYNET_STANDBY")]
     pub standby: bool,
     /// Serve Prometheus metrics, /livez and /readyz there
-    #[arg(long, env = "EASYNET_METRICS", value_name = "HOST:PORT")]
+    #[arg(long, env = "EASYNET_METRICS", value_name = "HOST:PORT", value_parser = address)]
     pub metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub log: Log,
@@ -223,7 +223,14 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Args)]
 pub struct Server {
     /// Port for UDP and TCP on both families; 0 the first free one from 15888
-    #[arg(short, long, env = "EASYNET_LISTEN", default_value_t = config::DEFAULT_PORT, value_name = "PORT")]
+    #[arg(
+        short,
+        long,
+        env = "EASYNET_LISTEN",
+        default_value_t = config::DEFAULT_PORT,
+        value_name = "PORT",
+        value_parser = port
+    )]
     pub listen: u16,
     /// Host name or address to print in the URL [default: the machine's first address]
     #[arg(long, env = "EASYNET_PUBLIC_HOST", value_name = "HOST")]
@@ -240,7 +247,7 @@ pub struct Server {
     #[arg(long = "allow", env = "EASYNET_ALLOW", value_delimiter = ',', value_name = "NETWORK_ID")]
     pub allow: Vec<String>,
     /// Serve Prometheus metrics, /livez and /readyz there
-    #[arg(long, env = "EASYNET_METRICS", value_name = "HOST:PORT")]
+    #[arg(long, env = "EASYNET_METRICS", value_name = "HOST:PORT", value_parser = address)]
     pub metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub log: Log,
@@ -254,7 +261,7 @@ pub struct Status {
     #[arg(long, value_name = "CONDITION")]
     pub wait: Option<String>,
     /// How long to wait
-    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, default_value = "30s", value_parser = time, value_name = "TIME")]
     pub timeout: Duration,
 }
 
@@ -265,6 +272,23 @@ pub struct Events {
     /// Go on as they happen
     #[arg(short, long)]
     pub follow: bool,
+}
+
+/// An address of this machine and a port.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an address and a port, such as 127.0.0.1:9100".to_owned())
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| "write a port, 0 to 65535, such as 11010".to_owned())
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write a time, such as 30s or 2m".to_owned())
+}
+
+fn count(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "write how many times, such as 4, or 0 for ever".to_owned())
 }
 
 /// A number of seconds, up to a day.
@@ -278,7 +302,7 @@ pub struct Ping {
     /// Host name, mesh address, or the node id (8 characters of it or more)
     pub peer: String,
     /// How many times; 0 is for ever, with each answer as it comes: of JSON a line, of YAML a document
-    #[arg(short, default_value_t = 4, value_name = "N")]
+    #[arg(short, default_value_t = 4, value_name = "N", value_parser = count)]
     pub count: u32,
     /// Seconds between them
     #[arg(short, default_value = "1", value_name = "S", value_parser = seconds)]

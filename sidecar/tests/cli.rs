@@ -56,7 +56,13 @@ fn what_is_not_understood_is_a_usage_error_with_a_way_on() {
         ("frob", "'frob'", "easynet --help"),
         ("run --frob", "'--frob'", "easynet run --help"),
         ("paths", "<PEER>", "easynet paths --help"),
-        ("run --metrics nowhere", "'nowhere'", "easynet run --help"),
+        ("run --metrics nowhere", "'nowhere'", "such as 127.0.0.1:9100. See `easynet run --help`"),
+        (
+            "server --metrics :9100",
+            "':9100'",
+            "such as 127.0.0.1:9100. See `easynet server --help`",
+        ),
+        ("server -l 70000", "'70000'", "such as 11010. See `easynet server --help`"),
         ("run", "No network is named", "--network NAME"),
         ("run --network n", "secret is missing", "easynet secret new"),
         ("run --network n --secret-file /nonexistent/s", "/nonexistent/s", "--secret-file FILE"),
@@ -104,8 +110,11 @@ fn what_is_not_understood_is_a_usage_error_with_a_way_on() {
         ),
         ("run --network n --admin 127.0.0.1:0", "has no token", "--admin-token-file FILE"),
         ("run --network n --log =", "log filter", "such as info"),
+        ("run --network n --log foo=bar=baz", "\"foo=bar=baz\" is none", "such as engine=debug"),
         ("status --wait rich", "\"rich\" is nothing to wait for", "peers=N"),
-        ("status --timeout soon", "'soon'", "easynet status --help"),
+        ("status --timeout soon", "'soon'", "such as 30s or 2m. See `easynet status --help`"),
+        ("ping b -c x", "'x'", "such as 4, or 0 for ever. See `easynet ping --help`"),
+        ("ping b -i x", "'x'", "such as 0.2. See `easynet ping --help`"),
         ("status --admin 127.0.0.1:1", "asks for a token", "--admin-token-file FILE"),
         ("server --public-host udp://a", "is no host", "easynet server --help"),
         ("server --allow frob", "\"frob\" is no network id", "easynet status -o json"),
@@ -115,6 +124,7 @@ fn what_is_not_understood_is_a_usage_error_with_a_way_on() {
         let output = run(args);
         assert_refused(&output, 2, what, remedy);
         assert!(!err(&output).contains("hunter2"), "a secret is not repeated: {}", err(&output));
+        assert!(err(&output).matches("expected one of").count() < 2, "once: {}", err(&output));
     }
 }
 

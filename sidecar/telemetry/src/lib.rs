@@ -16,7 +16,7 @@ mod otlp;
 
 use std::{collections::HashMap, io::IsTerminal, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use opentelemetry::{
     Context,
     propagation::TextMapPropagator,
@@ -52,8 +52,12 @@ pub struct Telemetry(Option<SdkTracerProvider>);
 /// # Errors
 /// When the filter or the collector's address makes no sense, or logging was started before.
 pub fn start(service: &'static str, filter: &str, format: Format) -> anyhow::Result<Telemetry> {
-    let filter = EnvFilter::try_new(filter).with_context(|| {
-        format!("the log filter {filter:?} is none; write a level, such as info")
+    // Said, and no cause of this error: it says its own cause already.
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        anyhow!(
+            "the log filter {filter:?} is none ({error}); write a level, such as info, or a filter, such as \
+             engine=debug"
+        )
     })?;
     let exporter = otlp::Exporter::from_environment()?;
     let provider = exporter.map(|exporter| provider(service, exporter));
