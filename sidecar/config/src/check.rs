@@ -71,8 +71,8 @@ pub fn parse(text: &str) -> Result<Partial, Vec<Problem>> {
 /// Reads what a configuration server delivered, as JSON or YAML. The server may be of a later version, so what is not known is passed
 /// over, and said: keys; items of a list that gives something (peers, listeners, exports, imports, exempt ranges); and where one word or
 /// number is asked for, another form, in whose place the narrowest that is known stands. What has no narrowest is wrong: addresses, names
-/// and ranges of the node, and protected ranges, without which more would be let in. Passed over, and nobody's news, is also what is the
-/// machine's own business (paths and sockets).
+/// and ranges of the node, and protected ranges, without which more would be let in; and so is a map or a list that has another form, which
+/// only another `apiVersion` may give it. Passed over, and nobody's news, is also what is the machine's own business (paths and sockets).
 ///
 /// # Errors
 /// Everything that is wrong with the rest, in the order of the text.
@@ -329,9 +329,9 @@ impl Check {
         self.subnet(node, path)
     }
 
-    /// A number must be a right one; a word of a later version stands for the least that every underlay carries.
+    /// A number must be a right one; for a word of a later version stands the least that every underlay carries.
     fn mtu(&mut self, node: &Node) -> Option<Sourced<Mtu>> {
-        let is_number = matches!(&node.value, Value::Scalar(text) if text.parse::<u64>().is_ok());
+        let is_number = matches!(&node.value, Value::Scalar(text) if is_number(text));
         let path = "transport.mtu";
         if is_number { self.parsed(node, path) } else { self.choice(node, path, Some(Mtu::LEAST)) }
     }
@@ -503,6 +503,12 @@ impl Check {
 
 fn some<T>(sourced: Sourced<T>) -> Sourced<Option<T>> {
     Sourced { value: Some(sourced.value), origin: sourced.origin }
+}
+
+/// Whether a text is a number, of whatever size and form.
+fn is_number(text: &str) -> bool {
+    // Without a digit are `inf` and `nan`, words to everybody else.
+    text.parse::<f64>().is_ok() && text.contains(|char: char| char.is_ascii_digit())
 }
 
 /// Edits between two words (Levenshtein).

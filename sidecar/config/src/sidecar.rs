@@ -284,6 +284,22 @@ mod tests {
             (r#""network": {"range": "fd00::/48"}"#, "network.range"),
             (r#""protected": ["10.0.0.0/8", "pods"]"#, "protected[1]"),
             (r#""transport": {"mtu": 70000}"#, "transport.mtu"),
+            (r#""transport": {"mtu": -5}"#, "transport.mtu"),
+            (r#""transport": {"mtu": 1400.5}"#, "transport.mtu"),
+            (r#""transport": {"mtu": 1.4e3}"#, "transport.mtu"),
+            (r#""transport": {"mtu": 1e999}"#, "transport.mtu"),
+            (r#""transport": {"mtu": 140014001400140014001400140014}"#, "transport.mtu"),
+            (r#""transport": "fast""#, "transport"),
+            (r#""roles": ["transit"]"#, "roles"),
+            (r#""node": "a""#, "node"),
+            (r#""network": ["n"]"#, "network"),
+            (r#""imports": "all""#, "imports"),
+            (r#""imports": {"cidrs": "10.1.0.0/16"}"#, "imports.cidrs"),
+            (r#""peers": {"first": "udp://192.0.2.1:11010"}"#, "peers"),
+            (r#""listen": 11010"#, "listen"),
+            (r#""exports": "10.0.0.0/24""#, "exports"),
+            (r#""protected": "10.96.0.0/12""#, "protected"),
+            (r#""exempt": "pods""#, "exempt"),
         ] {
             let text = format!(
                 r#"{{"apiVersion": "config.easynet.io/v1alpha1", "kind": "Sidecar", {part}}}"#
