@@ -340,7 +340,7 @@ pub(super) fn conclude(
         addresses: goes_on.then_some(addresses),
         agents: Some(members.agents),
         peers: members.peers().or_else(|| {
-            before.and_then(|status| status.peers.clone()).filter(|_| input.is_hearing())
+            before.and_then(|status| status.peers).filter(|_| input.is_hearing())
         }),
         exported: exported.iter().map(ToString::to_string).collect(),
         conflicts,
