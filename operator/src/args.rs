@@ -83,7 +83,7 @@ pub struct Join {
     #[arg(long, value_name = "NAME")]
     pub cluster_name: ClusterName,
     /// A range of pods of the cluster that joins (repeat); where this cluster uses it too, it is mapped to one that is free
-    #[arg(long = "pod-cidr", value_name = "CIDR")]
+    #[arg(long = "pod-cidr", value_name = "CIDR", value_parser = subnet)]
     pub pod_cidrs: Vec<IpNet>,
     #[command(flatten)]
     pub place: Place,
@@ -179,6 +179,10 @@ impl PullPolicy {
     }
 }
 
+fn subnet(text: &str) -> Result<IpNet, String> {
+    text.parse().map_err(|_| "write a range such as 10.244.0.0/16 or fd00:10::/56".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -209,6 +213,20 @@ mod tests {
 
         let Command::Run(run) = cli.command else { panic!("{cli:?}") };
         assert_eq!(run.image_pull_policy, PullPolicy::Never);
+    }
+
+    #[test]
+    fn a_range_that_is_none_is_told_how_one_looks() {
+        let said = Cli::try_parse_from([
+            "easynet-operator",
+            "join",
+            "prod",
+            "--cluster-name=b",
+            "--pod-cidr=10.0.0.0/33",
+        ]);
+
+        let said = said.unwrap_err().to_string();
+        assert!(said.contains("write a range such as 10.244.0.0/16"), "{said}");
     }
 
     #[test]

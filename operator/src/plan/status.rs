@@ -339,9 +339,9 @@ pub(super) fn conclude(
         conditions: conditions.collect(),
         addresses: goes_on.then_some(addresses),
         agents: Some(members.agents),
-        peers: members.peers().or_else(|| {
-            before.and_then(|status| status.peers).filter(|_| input.is_hearing())
-        }),
+        peers: members
+            .peers()
+            .or_else(|| before.and_then(|status| status.peers).filter(|_| input.is_hearing())),
         exported: exported.iter().map(ToString::to_string).collect(),
         conflicts,
     };
