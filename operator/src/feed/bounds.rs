@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_member_says_of_itself_is_a_few_kilobytes() {
+    fn whatever_a_member_says_of_itself_is_bounded_and_no_condition_comes_twice() {
         let long = || "x".repeat(200_000);
         let condition =
             |kind: String| Condition { kind, status: false, reason: long(), message: long() };

@@ -90,7 +90,7 @@ reasons! {
     AgentNotRunning,
     /// An agent could not apply its configuration.
     AgentFailed,
-    /// Every agent runs this generation, but for what its older version does not know.
+    /// Every agent runs this generation, but for what another version does not know of it.
     AgentsOutdated,
     /// A node has no TUN device.
     TunMissing,
@@ -665,7 +665,6 @@ impl Members {
                 Some(reported) => (reported.applied, is_ready(reported)),
                 None if input.is_hearing() => {
                     let believed = recorded.and_then(|status| status.applied_revision);
-                    self.is_hearing |= believed.is_some();
                     let is_there = |status: &EasyPeerStatus| {
                         matches!(status.state, Some(PeerState::Connected | PeerState::Alone))
                     };
@@ -723,6 +722,7 @@ impl Members {
                 None => input.is_hearing(),
             };
             let Some(status) = peer.status.as_ref().filter(|_| is_due) else { continue };
+            self.is_hearing |= input.is_hearing();
             match status.state {
                 Some(PeerState::Connected) => self.reachable += 1,
                 Some(PeerState::Alone) => self.alone += 1,
@@ -760,19 +760,15 @@ impl Members {
     /// Of a network that is as it was asked to be, `so`, but for what members do not know of it.
     fn outdated(&self, so: &str) -> Option<Verdict> {
         let own = env!("CARGO_PKG_VERSION");
-        let (who, verb, whose) = match self.outdated.len() {
+        let who = list(&self.outdated, ", ");
+        let what = match self.outdated.len() {
             0 => return None,
-            1 => (list(&self.outdated, ", "), "passes", "its EasyPeer"),
-            _ => (list(&self.outdated, ", "), "pass", "their EasyPeers"),
+            1 => "passes over what its version does not know, see ConfigKnown of its EasyPeer",
+            _ => "pass over what their versions do not know, see ConfigKnown of their EasyPeers",
         };
-        Some(verdict(
-            "True",
-            Reason::AgentsOutdated,
-            format!(
-                "{so}, but {who} {verb} over what their version does not know, see ConfigKnown of {whose}: \
-                 the operator is of version {own}, use one for all"
-            ),
-        ))
+        let message =
+            format!("{so}, but {who} {what}: the operator is of version {own}, use one for all");
+        Some(verdict("True", Reason::AgentsOutdated, message))
     }
 
     fn peers(&self) -> Option<PeersStatus> {

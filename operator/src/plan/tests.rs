@@ -460,7 +460,7 @@ fn members_that_do_not_know_all_of_their_configuration_are_named() {
     assert_condition(&desired, "Stalled", "False", Reason::UpToDate);
     let own = env!("CARGO_PKG_VERSION");
     let said = format!(
-        "4 of 4 nodes run generation 3, but node y passes over what their version does not know, see ConfigKnown of its \
+        "4 of 4 nodes run generation 3, but node y passes over what its version does not know, see ConfigKnown of its \
          EasyPeer: the operator is of version {own}, use one for all"
     );
     assert_eq!(message(&desired, "Programmed"), said);

@@ -94,10 +94,8 @@ impl Engine {
         let known: BTreeSet<NodeId> =
             self.entries.keys().chain(self.peers.keys()).copied().collect();
         let mut allowed: BTreeMap<NodeId, Vec<IpNet>> = BTreeMap::new();
-        for route in self.rib.routes.iter().filter(|route| known.contains(&route.node)) {
-            if route.state != RouteState::Rejected {
-                allowed.entry(route.node).or_default().push(route.prefix);
-            }
+        for (node, net) in self.sources().filter(|(node, _)| known.contains(node)) {
+            allowed.entry(node).or_default().push(net);
         }
         for node in known {
             let allowed = allowed.remove(&node).unwrap_or_default();
@@ -109,15 +107,15 @@ impl Engine {
     pub(super) fn update_entry(&mut self, node: NodeId) {
         let allowed = match self.entries.get(&node) {
             Some(entry) => Arc::clone(&entry.allowed),
-            None => self.announced_by(node).collect(),
+            None => self.sources().filter(|(of, _)| *of == node).map(|(_, net)| net).collect(),
         };
         self.renew_entry(node, allowed);
     }
 
-    /// The inner sources that a node may use: what it announces, as far as it was not refused.
-    fn announced_by(&self, node: NodeId) -> impl Iterator<Item = IpNet> {
-        let own = self.rib.routes.iter().filter(move |route| route.node == node);
-        own.filter(|route| route.state != RouteState::Rejected).map(|route| route.prefix)
+    /// The inner sources that nodes may use: what each announces, as far as it was not refused.
+    fn sources(&self) -> impl Iterator<Item = (NodeId, IpNet)> {
+        let taken = self.rib.routes.iter().filter(|route| route.state != RouteState::Rejected);
+        taken.map(|route| (route.node, route.prefix))
     }
 
     /// Only who was met has an entry: of the thousands of a large network a node talks to few.

@@ -355,8 +355,7 @@ impl Engine {
     pub(super) fn on_lsa_gone(&mut self, key: LsaKey, now: Instant) {
         match LsaType::from_byte(key.kind) {
             Some(LsaType::Node) => {
-                if self.topology.remove_member(key.signer).is_some()
-                    && !self.links.contains_key(&key.signer)
+                if self.topology.remove_member(key.signer) && !self.links.contains_key(&key.signer)
                 {
                     self.drop_peer(key.signer, "it left the network", now);
                 }

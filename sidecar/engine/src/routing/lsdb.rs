@@ -69,10 +69,6 @@ struct Entry {
 }
 
 impl Entry {
-    fn container(&self) -> Option<Container> {
-        Container::parse(self.copy())
-    }
-
     fn copy(&self) -> Bytes {
         Bytes::copy_from_slice(&self.bytes)
     }
@@ -166,12 +162,8 @@ impl Lsdb {
         self.entries.contains_key(key)
     }
 
-    pub fn get(&self, key: &LsaKey) -> Option<Container> {
-        self.entries.get(key).and_then(Entry::container)
-    }
-
     pub fn containers(&self) -> impl Iterator<Item = Container> {
-        self.entries.values().filter_map(Entry::container)
+        self.entries.values().filter_map(|entry| Container::parse(entry.copy()))
     }
 
     /// The copy to push, with its age now.

@@ -178,14 +178,10 @@ impl Throttle {
 
 #[cfg(test)]
 mod tests {
-
-    use wire::{
-        id::{DhKey, NodeKeys, SignKey},
-        lsa::{LinkBody, Neighbour},
-    };
+    use wire::lsa::{LinkBody, Neighbour};
 
     use super::*;
-    use crate::routing::topology::Member;
+    use crate::routing::topology::tests::member;
 
     fn node(number: u8) -> NodeId {
         NodeId([number; 16])
@@ -194,18 +190,7 @@ mod tests {
     fn topology(members: &[(u8, bool)], edges: &[(u8, u8, u32)]) -> Topology {
         let mut topology = Topology::default();
         for &(number, transit) in members {
-            let member = Member {
-                keys: NodeKeys { sign: SignKey([0; 32]), dh: DhKey([0; 32]) },
-                serial: 1,
-                hostname: "".into(),
-                version: "".into(),
-                transit,
-                announced: [].into(),
-                behind: [].into(),
-                seq: 1,
-                gk_epoch: 0,
-            };
-            topology.set_member(node(number), member);
+            topology.set_member(node(number), member(transit));
             let neighbours = edges
                 .iter()
                 .filter(|(from, _, _)| *from == number)

@@ -146,15 +146,15 @@ impl Topology {
         self.nodes.entry(node).or_default().member = Some(Box::new(member));
     }
 
-    /// Forgets what a node said of itself. What it said of its links stays as long as that is stored: a node that speaks again may
-    /// have nothing new to say of them.
-    pub fn remove_member(&mut self, node: NodeId) -> Option<Member> {
-        let known = self.nodes.get_mut(&node)?;
-        let member = known.member.take();
+    /// Forgets what a node said of itself; true if it had said something. What it said of its links stays as long as that is stored: a
+    /// node that speaks again may have nothing new to say of them.
+    pub fn remove_member(&mut self, node: NodeId) -> bool {
+        let Some(known) = self.nodes.get_mut(&node) else { return false };
+        let was_member = known.member.take().is_some();
         if known.edges.is_empty() {
             self.nodes.remove(&node);
         }
-        member.map(|member| *member)
+        was_member
     }
 
     pub fn member(&self, node: NodeId) -> Option<&Member> {
@@ -225,7 +225,7 @@ impl Topology {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use wire::{
         id::{DhKey, SignKey},
         lsa::Neighbour,
@@ -233,30 +233,34 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn links_are_kept_while_their_node_is_not_known_and_nothing_is_when_both_are_gone() {
-        let node = NodeId([1; 16]);
-        let member = Member {
+    /// Who says nothing but whether it carries.
+    pub(crate) fn member(transit: bool) -> Member {
+        Member {
             keys: NodeKeys { sign: SignKey([0; 32]), dh: DhKey([0; 32]) },
             serial: 1,
             hostname: "".into(),
             version: "".into(),
-            transit: false,
+            transit,
             announced: [].into(),
             behind: [].into(),
             seq: 1,
             gk_epoch: 0,
-        };
+        }
+    }
+
+    #[test]
+    fn links_are_kept_while_their_node_is_not_known_and_nothing_is_when_both_are_gone() {
+        let node = NodeId([1; 16]);
         let neighbour = Neighbour { node: vec![2; 16], cost_us: 7, server: false };
         let mut topology = Topology::default();
         topology.set_links(node, &LinkBody { neighbours: vec![neighbour] });
         assert!(topology.member(node).is_none() && topology.members().next().is_none());
 
-        topology.set_member(node, member.clone());
-        assert!(topology.remove_member(node).is_some());
-        assert!(topology.remove_member(node).is_none());
+        topology.set_member(node, member(false));
+        assert!(topology.remove_member(node));
+        assert!(!topology.remove_member(node));
         assert_eq!(topology.edges(node).len(), 1);
-        topology.set_member(node, member);
+        topology.set_member(node, member(false));
         assert_eq!(topology.members().count(), 1);
 
         topology.remove_links(node);
